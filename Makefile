@@ -1,0 +1,70 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else.
+# PYTHON chooses the interpreter; uv is used where it is on PATH.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := bot config db fleet local pool poolctl telemetry worker
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: $(VENV) help demo test test-slow check bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z$$(). A-Z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bot, 300 jobs
+	$(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
+
+test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev.stamp ## the tests that take long
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/lint-imports
+
+bench: $(VENV)/demo.stamp ## connection counts and latency of exercise jobs, by pool size
+	$(BIN)/python -m benchmarks.exercise
+
+lock: $(VENV)/dev.stamp ## compile the hashed lock files from pyproject.toml
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements.lock --extra local pyproject.toml -o requirements-local.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --group dev pyproject.toml -o requirements-dev.lock
+
+$(VENV): $(VENV)/dev.stamp ## the virtual environment with all that development needs
+
+clean: ## remove what make and the tests made, the data of `poolctl up` too
+	rm -rf $(VENV) .local .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
+	find $(PACKAGES) tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Only what `make demo` needs, so that a first run is short; `make test` adds the rest.
+$(VENV)/demo.stamp: requirements-local.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	@$(call install,requirements-local.lock)
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	@$(call install,requirements-dev.lock)
+	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is missing or older than 3.11: install Python >= 3.11, or name one with 'make PYTHON=/path/to/python3 ...'" >&2; exit 2; }
+ifdef UV
+	@uv venv -q --python "$$(command -v $(PYTHON))" $(VENV)
+else
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	  { rm -rf $(VENV); echo "cannot make a virtual environment: run 'sudo apt install python3-venv' (Debian, Ubuntu), or install uv" >&2; exit 2; }
+endif
+
+# The project itself is put on the path by one line in site-packages, so that no build tool is needed.
+define install
+echo "installing from $(1) ..." >&2; \
+if [ -n "$(UV)" ]; then uv pip sync -q --python $(BIN)/python --require-hashes $(1); \
+else $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --require-hashes -r $(1); fi && \
+printf '%s\n' "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/poolctl.pth" && \
+printf '#!/bin/sh\nexec "%s/$(BIN)/python" -m poolctl "$$@"\n' "$(CURDIR)" > $(BIN)/poolctl && chmod +x $(BIN)/poolctl
+endef

@@ -1,0 +1,197 @@
+"""The settings themselves, in frozen groups: each field is one variable, with its bounds and its meaning.
+
+This file is the single source of the table in README.md and of `.env.example` (see config/reference.py).
+A field's default is what the table shows; where a default follows from another setting, `default_text` says how.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+LARGEST_POOL = 10_000  # asyncpg makes an object for each possible connection when the pool is made
+LONGEST_S = 365 * 86_400.0  # a year; longer is a slip of the keyboard, and overflows Redis' milliseconds
+
+
+def _items(value: Any) -> Any:
+    """'a, b' → ('a', 'b')."""
+    return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True, pattern=r"^[^\x00]*$")]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Hosts = Annotated[tuple[Name, ...], BeforeValidator(_items)]
+Ports = Annotated[tuple[Port, ...], BeforeValidator(_items)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_items)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]  # 0 switches it off
+
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+SessionAttributes = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
+
+
+def setting(default: Any, description: str, *, variable: str | None = None, default_text: str | None = None) -> Any:
+    """A field with what the reference needs: its meaning, and its name and default where these differ."""
+    return Field(
+        default=default,
+        description=description,
+        json_schema_extra={"variable": variable, "default_text": default_text},
+    )
+
+
+class Group(BaseSettings):
+    """Settings that belong together.
+
+    Values come from config/settings.py alone: pydantic-settings' own sources know neither `WORKER_DB_*` nor
+    `*_FILE`, and they pass over a misspelt name in silence.
+    """
+
+    # Without hide_input_in_errors pydantic prints the input of a failed validation, a password included.
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+class DatabaseSettings(Group):
+    """The database, and this process's pool of connections to it."""
+
+    model_config = SettingsConfigDict(env_prefix="DB_")
+
+    host: Hosts = setting(("localhost",), "server, or several, comma-separated: the first that answers is used")
+    port: Ports = setting((5432,), "its port; one for all hosts, or one each, comma-separated")
+    user: Name = setting("postgres", "role to log in as")
+    password: SecretStr = setting(SecretStr("postgres"), "its password")
+    name: Name = setting("postgres", "database")
+
+    pool_min: Annotated[int, Field(ge=0, le=LARGEST_POOL)] = setting(
+        2,
+        "connections **of each process** that are kept open: the floor. 0 = open none until needed",
+        default_text="2, or `DB_POOL_MAX` if that is less",
+    )
+    pool_max: Annotated[int, Field(ge=1, le=LARGEST_POOL)] = setting(
+        10,
+        "connections **of each process** at most: the ceiling. All processes together must fit `max_connections`",
+    )
+    pool_timeout: Seconds = setting(30.0, "s; longest wait for a connection of the pool")
+    pool_pre_ping: bool = setting(True, "check a connection that was idle before it is used")
+    max_queries: Annotated[int, Field(ge=1, le=2**31 - 1)] = setting(
+        50_000, "queries after which a connection is replaced"
+    )
+    max_idle_time: SecondsOrNone = setting(
+        300.0, "s; a connection above the floor that is idle for so long is closed. 0 = never"
+    )
+    max_lifetime: SecondsOrNone = setting(3600.0, "s; a connection older than this is replaced. 0 = no limit")
+
+    direct_host: Hosts = setting(
+        (),
+        "the server itself, where `DB_HOST` is a pooler: migrations and admin queries go there",
+        default_text="`DB_HOST`",
+    )
+    direct_port: Ports = setting((), "its port", default_text="`DB_PORT`; 5432 where `DB_DIRECT_HOST` is set")
+    echo: bool = setting(False, "log every statement with its values")
+    connect_timeout: Seconds = setting(10.0, "s; to connect, and at start to try again")
+    command_timeout: SecondsOrNone = setting(60.0, "s; one statement. 0 = no limit")
+    sslmode: SslMode = setting("prefer", "TLS, as in libpq: disable, allow, prefer, require, verify-ca, verify-full")
+    sslrootcert: Name | None = setting(None, "file of the certificate authorities that the server is checked against")
+    target_session_attrs: SessionAttributes = setting(
+        "any",
+        "which of several servers, as in libpq: any, read-write, read-only, primary, standby, prefer-standby",
+    )
+    schema_name: Name | None = setting(None, "PostgreSQL schema, set as `search_path`", variable="DB_SCHEMA")
+    application_name: Name = setting(
+        "{role}@{host}:{pid}",
+        "how `pg_stat_activity` names this process; `{role}`, `{host}`, `{pid}` are filled in; at most 63 bytes",
+        default_text="`{role}@{host}:{pid}`",
+    )
+
+    @property
+    def addresses(self) -> str:
+        """`host:port`, comma-separated, for messages."""
+        return join_addresses(self.host, self.port)
+
+    @property
+    def direct_addresses(self) -> str:
+        """`host:port` of the server itself, comma-separated, for messages."""
+        return join_addresses(self.direct_host, self.direct_port)
+
+
+class RedisSettings(Group):
+    """The job queue's server, and this process's connections to it."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
+
+    host: Name = setting("localhost", "server of the job queue")
+    port: Port = setting(6379, "its port")
+    db: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(0, "number of its database")
+    username: Name | None = setting(None, "user, where Redis has access lists")
+    password: SecretStr | None = setting(None, "its password")
+    tls: bool = setting(False, "", variable="")  # only by REDIS_URL=rediss://…
+    max_connections: Annotated[int, Field(ge=1, le=LARGEST_POOL)] = setting(
+        50, "connections of each process to Redis at most"
+    )
+    connect_timeout: Seconds = setting(5.0, "s; to connect")
+    socket_timeout: Seconds = setting(5.0, "s; one command")
+    health_check_interval: SecondsOrNone = setting(30.0, "s; an idle connection is checked before use. 0 = never")
+
+
+class WorkerSettings(Group):
+    """How a worker runs jobs."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_")
+
+    max_jobs: Annotated[int, Field(ge=1, le=LARGEST_POOL)] = setting(
+        10,
+        "jobs at once in one worker; more than the pool has connections means waiting",
+        default_text="`DB_POOL_MAX`",
+    )
+    job_timeout: Seconds = setting(300.0, "s; one job")
+    max_tries: Annotated[int, Field(ge=1, le=1000)] = setting(5, "starts of one job at most")
+    poll_delay: Annotated[float, Field(ge=0.001, le=60, allow_inf_nan=False)] = setting(
+        0.05, "s; between two looks at the queue"
+    )
+    shutdown_grace: SecondsOrNone = setting(
+        30.0, "s; after SIGTERM running jobs may finish for so long, then they go back to the queue"
+    )
+    queue: Name = setting("arq:queue", "Redis key of the queue")
+
+
+class BotSettings(Group):
+    """The operators' chat bot."""
+
+    model_config = SettingsConfigDict(env_prefix="BOT_")
+
+    token: SecretStr | None = setting(None, "token of a telegram bot")
+    transport: Literal["auto", "console", "log", "telegram"] = setting(
+        "auto", "auto: telegram with a token, else console on a terminal, else log"
+    )
+    api_url: Name | None = setting(None, "Bot API server, where it is not telegram's own")
+    admins: Names = setting((), "who may give commands: telegram user ids, comma-separated", default_text="–")
+
+
+class LogSettings(Group):
+    """What a process writes to its standard error."""
+
+    model_config = SettingsConfigDict(env_prefix="LOG_")
+
+    level: Annotated[LogLevel, BeforeValidator(lambda value: str(value).upper())] = setting(
+        "INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL"
+    )
+    format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON lines otherwise")
+
+
+def join_addresses(hosts: tuple[str, ...], ports: tuple[int, ...]) -> str:
+    """`host:port` pairs for messages; an IPv6 address is put in brackets."""
+    each = ports * len(hosts) if len(ports) == 1 else ports
+    return ",".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in zip(hosts, each, strict=False))
