@@ -177,4 +177,4 @@ def edit_distance(a: str, b: str, bound: int = GREATEST_DISTANCE) -> int:
         if min(row) > bound:
             return bound + 1
         before_last, last = last, row
-    return last[-1]
+    return min(last[-1], bound + 1)

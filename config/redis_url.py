@@ -20,9 +20,8 @@ def parse(url: str, faults: list[Fault]) -> dict[str, str]:
 
     try:
         parts = urlsplit(url.strip())
-        port = parts.port
     except ValueError:
-        refuse("is not a URL with a port from 1 to 65535")
+        refuse("is not a URL")
         return {}
     if parts.scheme not in ("redis", "rediss"):
         named = f"has the scheme {shown(parts.scheme)!r}" if parts.scheme and "://" in url else "has no scheme"
@@ -33,6 +32,11 @@ def parse(url: str, faults: list[Fault]) -> dict[str, str]:
         return {}
     if "@" in parts.path or "@" in parts.query:  # what follows may be a part of the password: show nothing of it
         refuse("has an '@' after the host", "write '@', '/' and '?' in a password as %40, %2F and %3F")
+        return {}
+    try:
+        port = parts.port
+    except ValueError:
+        refuse("has a port that is not a whole number from 0 to 65535")
         return {}
     found = {}
     if parts.hostname:
@@ -55,4 +59,4 @@ def parse(url: str, faults: list[Fault]) -> dict[str, str]:
 
 def is_tls(url: str) -> bool:
     """Whether the URL asks for TLS, by the scheme `rediss`."""
-    return urlsplit(url.strip()).scheme == "rediss"
+    return url.strip().lower().startswith("rediss:")

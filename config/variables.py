@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import SecretStr
@@ -30,6 +31,7 @@ class Variable:
         return self.name.startswith(("DB_POOL_", "DB_MAX_"))
 
 
+@cache
 def variables_of(group: type[Group]) -> tuple[Variable, ...]:
     """A group's variables, in the order of its fields."""
     prefix = str(group.model_config["env_prefix"])
@@ -114,6 +116,7 @@ VARIABLES: tuple[Variable, ...] = (
 POOL_SETTINGS: tuple[str, ...] = tuple(v.name for v in VARIABLES if v.is_pool_setting)
 
 
+@cache
 def known_names() -> frozenset[str]:
     """Every name that means something: variables, `*_FILE` of secrets, and `DB_*` with a role's prefix."""
     names = {v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES if v.secret}
