@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 PACKAGES := bot config db fleet local pool poolctl telemetry worker
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: $(VENV) help demo test test-slow check bench lock clean
+.PHONY: $(VENV) help demo test test-slow check bench reference lock clean
 
 help: ## this list
-	@grep -hE '^[a-z$$(). A-Z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@awk -F ':.*## ' '/^[$$a-z()VENV-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bot, 300 jobs
-	$(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
+	LOG_LEVEL=$${LOG_LEVEL:-WARNING} $(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
 
 test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
 	$(BIN)/python -m pytest -m "not slow"
@@ -27,8 +27,11 @@ check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers
 	$(BIN)/mypy tests/typing
 	$(BIN)/lint-imports
 
-bench: $(VENV)/demo.stamp ## connection counts and latency of exercise jobs, by pool size
-	$(BIN)/python -m benchmarks.exercise
+bench: $(VENV)/demo.stamp ## this engine, stock Tortoise and asyncpg side by side
+	$(BIN)/python -m benchmarks.engine
+
+reference: $(VENV)/dev.stamp ## write README's table of settings and .env.example from the code
+	$(BIN)/python -m config.reference
 
 lock: $(VENV)/dev.stamp ## compile the hashed lock files from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock

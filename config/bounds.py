@@ -40,7 +40,7 @@ def _problem_and_remedy(variable: Variable, detail: ErrorDetails) -> tuple[str, 
             return f"is not greater than {context['gt']:g}", give
         case "less_than_equal":
             return f"is greater than {context['le']:.0f}", give
-        case "string_pattern_mismatch":
+        case "string_pattern_mismatch" if "\\x00" in str(context["pattern"]):
             return "has a NUL byte", give
         case "string_too_short":
             return "has an empty item", give

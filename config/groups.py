@@ -28,6 +28,9 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_items)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]  # 0 switches it off
 
+# Not quoted on its way into `search_path`: only names that mean the same without quotes.
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SessionAttributes = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
@@ -69,7 +72,7 @@ class DatabaseSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="DB_")
 
-    host: Hosts = setting(("localhost",), "server, or several, comma-separated: the first that answers is used")
+    host: Hosts = setting(("localhost",), "server, or several, comma-separated, tried in this order")
     port: Ports = setting((5432,), "its port; one for all hosts, or one each, comma-separated")
     user: Name = setting("postgres", "role to log in as")
     password: SecretStr = setting(SecretStr("postgres"), "its password")
@@ -109,7 +112,7 @@ class DatabaseSettings(Group):
         "any",
         "which of several servers, as in libpq: any, read-write, read-only, primary, standby, prefer-standby",
     )
-    schema_name: Name | None = setting(None, "PostgreSQL schema, set as `search_path`", variable="DB_SCHEMA")
+    schema_name: Identifier | None = setting(None, "PostgreSQL schema, set as `search_path`", variable="DB_SCHEMA")
     application_name: Name = setting(
         "{role}@{host}:{pid}",
         "how `pg_stat_activity` names this process; `{role}`, `{host}`, `{pid}` are filled in; at most 63 bytes",

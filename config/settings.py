@@ -130,6 +130,10 @@ class _Loader:
                     str(db.pool_min),
                 )
             )
+        if db.sslrootcert is not None and db.sslmode in ("disable", "allow", "prefer"):
+            self.warnings.append(
+                f"DB_SSLROOTCERT is set, but DB_SSLMODE={db.sslmode} checks no certificate: set DB_SSLMODE=verify-full"
+            )
         changes["direct_host"] = db.direct_host or db.host
         changes["direct_port"] = db.direct_port or ((5432,) if db.direct_host else db.port)
         if not faulty & {"host", "port"}:

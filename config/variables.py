@@ -84,6 +84,8 @@ def _wanted(schema: Mapping[str, Any]) -> str:
             return f"a number above {schema['exclusiveMinimum']:g}, up to {schema['maximum']:.0f}"
         case "number":
             return f"a number from {schema['minimum']:g} to {schema['maximum']:.0f}"
+        case "string" if schema.get("pattern", "").startswith("^[a-z_]"):
+            return "a name of lower-case letters, digits and underscores"
         case "array":
             return f"{_wanted(schema['items'])}, or several, comma-separated"
         case _:

@@ -248,6 +248,10 @@ class TestFaults:
                 ),
             ),
             ({"DB_PORT": "tcp://10.0.0.1:5432"}, "DB_PORT=tcp://10.0.0.1:5432 is what Kubernetes injects for a"),
+            (
+                {"DB_SCHEMA": "Shop"},
+                "DB_SCHEMA=Shop is not a name of lower-case letters, digits and underscores: give one",
+            ),
             ({"DB_USER": "a\nb\0"}, r"DB_USER=a\nb\x00 has a NUL byte: give a text"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -541,6 +545,15 @@ def test_direct_host() -> None:
     assert Settings.load("worker", pooled).db.direct_addresses == "pgbouncer:6432"
     assert Settings.load("worker", {**pooled, "DB_DIRECT_HOST": "postgres"}).db.direct_addresses == "postgres:5432"
     assert Settings.load("worker", {**pooled, "DB_DIRECT_PORT": "5433"}).db.direct_addresses == "pgbouncer:5433"
+
+
+def test_root_certificate_that_checks_nothing_warns() -> None:
+    """As in libpq a root certificate is not used below sslmode=require, which is worth a line."""
+    settings = Settings.load("worker", {"DB_SSLROOTCERT": "/ca.pem"})
+    assert settings.warnings == (
+        "DB_SSLROOTCERT is set, but DB_SSLMODE=prefer checks no certificate: set DB_SSLMODE=verify-full",
+    )
+    assert Settings.load("worker", {"DB_SSLROOTCERT": "/ca.pem", "DB_SSLMODE": "verify-ca"}).warnings == ()
 
 
 def test_pool_line() -> None:
