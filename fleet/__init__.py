@@ -1,0 +1,47 @@
+"""All processes together, over Redis: the job queue, the contract of the jobs, the registry.
+
+async with open_process(settings) as process:       # database, queue and registry, opened and closed in order
+    await enqueue(process.queue, EXERCISE_POOL, ExercisePool(queries=100))
+    await read_fleet(process.queue)
+"""
+
+from __future__ import annotations
+
+from fleet.errors import FleetError, QueueLost, QueueUnreachable, RefusedByRedis, WrongRedisPassword
+from fleet.jobs import (
+    EXERCISE_POOL,
+    PRUNE_SAMPLES,
+    SAMPLE_CONNECTIONS,
+    ExercisePool,
+    ExerciseResult,
+    Job,
+    NoArguments,
+    enqueue,
+)
+from fleet.process import Process, open_process
+from fleet.queue import open_queue
+from fleet.registry import JobCounts, ProcessEntry, read_fleet
+from fleet.wire import JobFailed
+
+__all__ = [
+    "EXERCISE_POOL",
+    "PRUNE_SAMPLES",
+    "SAMPLE_CONNECTIONS",
+    "ExercisePool",
+    "ExerciseResult",
+    "FleetError",
+    "Job",
+    "JobCounts",
+    "JobFailed",
+    "NoArguments",
+    "Process",
+    "ProcessEntry",
+    "QueueLost",
+    "QueueUnreachable",
+    "RefusedByRedis",
+    "WrongRedisPassword",
+    "enqueue",
+    "open_process",
+    "open_queue",
+    "read_fleet",
+]

@@ -1,0 +1,38 @@
+"""What the fleet's shared parts raise at the person who runs a process: one line each, and an exit code."""
+
+from __future__ import annotations
+
+from config.exit_codes import ExitCode
+
+
+class FleetError(Exception):
+    """Base of all errors of this package. Its text is one line without secrets; `exit_code` ends the process."""
+
+    exit_code = ExitCode.NOT_READY
+
+
+class QueueUnreachable(FleetError):
+    """Redis gave no usable answer within REDIS_CONNECT_TIMEOUT while a process started."""
+
+
+class QueueLost(FleetError):
+    """Redis went away while a process ran."""
+
+
+class WrongRedisPassword(FleetError):
+    """Redis answers and refuses the user or the password."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RefusedByRedis(FleetError):
+    """Redis answers and refuses something else that the settings ask for, such as a database it does not have."""
+
+    exit_code = ExitCode.USAGE
+
+
+def reason(error: BaseException) -> str:
+    """What `error` says, to be put in brackets; a timeout's own text is often empty."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return str(error).rstrip(".") or type(error).__name__

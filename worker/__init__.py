@@ -1,0 +1,7 @@
+"""The processes that run jobs: `python -m worker`."""
+
+from __future__ import annotations
+
+from worker.runner import build_worker, run_worker
+
+__all__ = ["build_worker", "run_worker"]
