@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from arq.connections import ArqRedis
-from redis.asyncio.connection import BlockingConnectionPool, SSLConnection
+from redis.asyncio.connection import BlockingConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -20,6 +20,7 @@ from redis.exceptions import (
 
 from config import Settings
 from config.groups import RedisSettings
+from fleet.connection import PlainConnection, TLSConnection
 from fleet.errors import FleetError, QueueUnreachable, RefusedByRedis, WrongRedisPassword, reason
 from fleet.wire import dumps, loads
 
@@ -64,10 +65,11 @@ def _client(settings: Settings) -> ArqRedis:
         "socket_timeout": redis.socket_timeout,
         "socket_keepalive": True,
         "health_check_interval": redis.health_check_interval,
+        "connection_class": PlainConnection,
     }
     if redis.tls:
         # redis-py verifies a certificate's chain by default, but not the name on it.
-        options |= {"connection_class": SSLConnection, "ssl_check_hostname": True}
+        options |= {"connection_class": TLSConnection, "ssl_check_hostname": True}
     return ArqRedis(
         BlockingConnectionPool(**options),
         job_serializer=dumps,

@@ -45,6 +45,11 @@ class Binary:
     path: Path
     major: int
 
+    @property
+    def name(self) -> str:
+        """`postgres`, `redis` or `valkey`."""
+        return self.path.name.removesuffix("-server")
+
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:

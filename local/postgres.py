@@ -36,6 +36,7 @@ ENVIRON = {"PATH": os.defpath, "LC_ALL": "C"}
 class PostgresServer:
     """A running server and where it listens."""
 
+    binary: Binary
     host: str
     port: int
     child: Child
@@ -93,7 +94,7 @@ def open_postgres(
             )
         try:
             if _run(_ready(child, log, port, password, directory)):
-                yield PostgresServer(LOOPBACK, port, child, log)
+                yield PostgresServer(binary, LOOPBACK, port, child, log)
                 return
         finally:
             child.stop(*STOP)

@@ -30,6 +30,7 @@ ENVIRON = {"PATH": os.defpath, "LC_ALL": "C"}
 class RedisServer:
     """A running server and where it listens."""
 
+    binary: Binary
     host: str
     port: int
     child: Child
@@ -53,7 +54,7 @@ def open_redis(
     lock: the descriptor that holds `directory`; the server inherits it (local/lock.py). durable=False keeps
     nothing on disk. Raises ServerFailed with the last lines of the server's log.
     """
-    data = directory / f"{binary.path.name.removesuffix('-server')}-{binary.major}"
+    data = directory / f"{binary.name}-{binary.major}"
     log = directory / "redis.log"
     data.mkdir(mode=0o700, exist_ok=True)
     if account is not None:
@@ -84,7 +85,7 @@ def open_redis(
             with contextlib.suppress(BrokenPipeError), child.input as stream:
                 stream.write("".join(f"{name} {value}\n" for name, value in config.items()).encode())
             if _ready(child, log, port, password):
-                yield RedisServer(LOOPBACK, port, child, log)
+                yield RedisServer(binary, LOOPBACK, port, child, log)
                 return
         finally:
             child.stop(*STOP)

@@ -33,8 +33,12 @@ class LocalServers:
     redis_password: str = field(repr=False)
 
     def __str__(self) -> str:
-        """Where they listen; no password."""
-        return f"PostgreSQL on {self.postgres.host}:{self.postgres.port}, Redis on {self.redis.host}:{self.redis.port}"
+        """What they are and where they listen; no password."""
+        postgres, redis = self.postgres, self.redis
+        return (
+            f"PostgreSQL {postgres.binary.major} on {postgres.host}:{postgres.port}, "
+            f"{redis.binary.name.capitalize()} {redis.binary.major} on {redis.host}:{redis.port}"
+        )
 
     def environ(self, database: str = DATABASE, redis_db: int = 0) -> dict[str, str]:
         """The variables with which a process of the fleet reaches them, passwords included."""
@@ -77,7 +81,7 @@ def open_servers(
 
     Passwords are generated once and kept beside the data. fresh: discard the data of earlier runs.
     durable=False: faster, and nothing is promised after a crash. search: where to look for the programs.
-    Raises a LocalError.
+    To be used outside of a running event loop. Raises a LocalError.
     """
     prepare(directory)
     postgres_account = server_account("postgres", "nobody")

