@@ -9,21 +9,20 @@ from typing import Any
 import asyncpg
 from redis.exceptions import RedisError
 
-from bot.errors import BadArguments, ExerciseStopped
-from bot.exercise import Exercise, summary
+from bot.errors import BadArguments
 from bot.router import Command, Reply, Request
 from bot.sessions import read_sessions
 from bot.table import table
 from db.errors import classify
 from db.server import ServerReport, read_server, target
-from fleet.errors import QueueLost
+from fleet.errors import ExerciseStopped, QueueLost
+from fleet.exercise import Exercise, summary
 from fleet.jobs import ExercisePool
 from fleet.process import Process
 from fleet.queue import address
 from fleet.registry import ProcessEntry, read_fleet
 
 DEFAULT_JOBS, MOST_JOBS = 10, 1000
-EXERCISE = ExercisePool(queries=50, concurrency=10, hold_ms=5.0)
 EXERCISE_DEADLINE_S = 5 * 60.0
 
 
@@ -65,7 +64,7 @@ class _Operator:
     async def exercise(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Progress, then the sum of what the jobs measured."""
         jobs = number_of_jobs(request.arguments)
-        exercise = Exercise(self._process.queue, jobs, EXERCISE)
+        exercise = Exercise(self._process.queue, jobs, ExercisePool())
         yield Reply(f"0 of {jobs} done", progress=True)
         stopped = None
         with self._asking_redis():

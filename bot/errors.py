@@ -10,10 +10,6 @@ class BadArguments(Exception):
     """A command was given arguments that it cannot take; the user is shown this text and the command's usage."""
 
 
-class ExerciseStopped(Exception):
-    """Not all jobs of an exercise are done, and waiting on makes no sense; the user is shown this text."""
-
-
 class TransportRefused(FleetError):
     """BOT_TRANSPORT asks for a transport that this bot cannot have."""
 

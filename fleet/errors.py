@@ -36,3 +36,9 @@ def reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return str(error).rstrip(".") or type(error).__name__
+
+
+class ExerciseStopped(FleetError):
+    """Not all jobs of an exercise are done, and waiting on makes no sense."""
+
+    exit_code = ExitCode.FINDING

@@ -30,7 +30,7 @@ class ExercisePool(Arguments):
     Every second unit is a transaction that holds its connection for `hold_ms`; the others are single reads.
     """
 
-    queries: int = Field(default=100, ge=1, le=100_000)
+    queries: int = Field(default=50, ge=1, le=100_000)
     concurrency: int = Field(default=10, ge=1, le=1_000)
     hold_ms: float = Field(default=5.0, ge=0, le=60_000, allow_inf_nan=False)
 

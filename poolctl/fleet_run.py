@@ -15,8 +15,6 @@ from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 from rich.console import RenderableType
 
-from bot.errors import ExerciseStopped
-from bot.exercise import Exercise, summary
 from config import Settings
 from config.exit_codes import ExitCode
 from config.settings import Role
@@ -25,6 +23,8 @@ from db.errors import DatabaseError
 from db.schema import migrate
 from db.server import ServerReport, connect, read_server
 from fleet import ExercisePool, ProcessEntry, QueueLost, open_queue, read_fleet
+from fleet.errors import ExerciseStopped
+from fleet.exercise import Exercise, summary
 from fleet.queue import address
 from fleet.registry import HEARTBEAT_S
 from local import LocalError, LocalServers, Supervisor, Tether, open_supervisor
@@ -150,7 +150,7 @@ class _Run:
             if self._screen.live:
                 watches.append(self._draw(fleet))
             try:
-                outcome: Outcome = await _first([self._job(fleet), *watches])
+                outcome: Outcome = await first_ended([self._job(fleet), *watches])
                 return outcome
             except (RedisError, OSError) as error:
                 await self._blame_servers()
@@ -275,7 +275,7 @@ class _Fleet:
             await asyncio.sleep(LOOK_S)
 
 
-async def _first(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Any:
+async def first_ended(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Any:
     """The result, or the error, of whichever ends first; the others are cancelled."""
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(coroutine) for coroutine in coroutines]
     left = set(tasks)

@@ -6,8 +6,8 @@ import pytest
 
 from bot.commands import fleet_table, number_of_jobs, server_table
 from bot.errors import BadArguments
-from bot.exercise import summary
 from db.server import ServerReport
+from fleet.exercise import summary
 from fleet.jobs import ExerciseResult
 from fleet.registry import JobCounts, ProcessEntry
 from pool import PoolSnapshot

@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 from arq.constants import result_key_prefix
 from arq.jobs import Job as QueuedJob
 
-from bot.errors import ExerciseStopped
+from fleet.errors import ExerciseStopped
 from fleet.jobs import EXERCISE_POOL, ExercisePool, ExerciseResult, enqueue
 from fleet.registry import read_fleet
 

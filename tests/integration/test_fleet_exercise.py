@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from arq.connections import ArqRedis
 
-from bot.errors import ExerciseStopped
-from bot.exercise import Exercise
 from config import Settings
+from fleet.errors import ExerciseStopped
+from fleet.exercise import Exercise
 from fleet.jobs import ExercisePool
 from fleet.queue import open_queue
 from fleet.registry import Identity, Registry

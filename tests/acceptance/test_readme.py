@@ -1,0 +1,61 @@
+"""README's commands do what README says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from config import Settings, SettingsError
+from tests.conftest import Environ
+from tests.processes import Spawner
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (.+)$", README, re.MULTILINE)
+# Run by tests/acceptance/test_clean_clone.py, and by whoever runs this.
+MAKE = ["make demo", "make test"]
+SERVES = ["python -m worker", "python -m bot"]
+
+
+def test_the_two_commands_come_first() -> None:
+    """A newcomer finds `make demo` and `make test` before anything else."""
+    assert COMMANDS[:2] == MAKE
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*MAKE, *SERVES)])
+def test_command(command: str, environ: Environ, spawn: Spawner, tmp_path: Path) -> None:
+    """Every command in README runs as it stands there and exits 0."""
+    words = shlex.split(command)
+    settings = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    program, *arguments = words[len(settings) :]
+    assert program == "poolctl"
+    done = spawn.run("poolctl", *arguments, environ=environ | settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c in SERVES])
+def test_process(command: str, environ: Environ, spawn: Spawner) -> None:
+    """A process that README starts is up, and ends with SIGTERM."""
+    process = spawn(command.split()[-1], environ=environ)
+    process.wait_for(" is up")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_faults_are_real() -> None:
+    """The faults that README shows are what the settings say."""
+    shown = re.search(r"to do:\n\n```text\n(.*?)\n```", README, re.DOTALL)
+    assert shown is not None
+    lines = shown[1].splitlines()
+    environ = {"DB_POOL_MIN": "12", "DB_PORT": "70000"}
+    with pytest.raises(SettingsError) as caught:
+        Settings.load("worker", environ)
+    said = str(caught.value).splitlines()
+    with pytest.raises(SettingsError) as caught:
+        Settings.load("worker", {"DB_POOL_SIZE": "20", "DB_MAX_OVERFLOW": "40"})
+    said += str(caught.value).splitlines()
+    assert set(lines) <= set(said)
