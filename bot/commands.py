@@ -133,8 +133,8 @@ def server_table(server: ServerReport) -> str:
 
     rows = [(name or "(no name)", count, share(count)) for name, count in server.by_application.items()]
     rows.append(("all", server.total, f"{share(server.total)} of {server.max_connections}"))
-    reserved = server.max_connections - server.usable_slots
+    reserved = server.max_connections - server.available
     return (
         table(rows, header=("application", "connections", "of max_connections"))
-        + f"\n{server.usable_slots} of {server.max_connections} are for everyone, {reserved} are reserved"
+        + f"\n{server.available} of {server.max_connections} are for everyone, {reserved} are reserved"
     )

@@ -16,7 +16,7 @@ from config.bounds import fault_of
 from config.environment import Environment, Value, read
 from config.errors import Fault, SettingsError
 from config.groups import BotSettings, DatabaseSettings, Group, LogSettings, RedisSettings, WorkerSettings
-from config.variables import variables_of
+from config.variables import secret_names, variables_of
 
 Role = Literal["worker", "bot", "poolctl"]
 AnyGroup = TypeVar("AnyGroup", bound=Group)
@@ -80,7 +80,8 @@ class _Loader:
         self.faults: list[Fault] = list(environment.faults)
         self.warnings: list[str] = []
         self.origins: dict[str, str] = {}
-        self.secrets: list[str] = []
+        # Whatever was given as a secret, also where it is refused; those of files and URLs are added when read.
+        self.secrets = [text for name, text in environment.values.items() if name in secret_names()]
 
     def load(self) -> Settings:
         url = self._secret("DATABASE_URL")

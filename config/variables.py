@@ -118,8 +118,17 @@ VARIABLES: tuple[Variable, ...] = (
 POOL_SETTINGS: tuple[str, ...] = tuple(v.name for v in VARIABLES if v.is_pool_setting)
 
 
+def _for_roles(names: set[str]) -> frozenset[str]:
+    return frozenset(names | {f"{role.upper()}_{n}" for role in ROLES for n in names if n.startswith("DB_")})
+
+
 @cache
 def known_names() -> frozenset[str]:
     """Every name that means something: variables, `*_FILE` of secrets, and `DB_*` with a role's prefix."""
-    names = {v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES if v.secret}
-    return frozenset(names | {f"{role.upper()}_{n}" for role in ROLES for n in names if n.startswith("DB_")})
+    return _for_roles({v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES if v.secret})
+
+
+@cache
+def secret_names() -> frozenset[str]:
+    """Every name whose value is a secret, also with a role's prefix."""
+    return _for_roles({v.name for v in VARIABLES if v.secret})

@@ -77,4 +77,4 @@ async def _limits(settings: Settings) -> str:
             server = await read_server(connection)
     except (DatabaseError, TimeoutError):
         return ""
-    return f"; max_connections={server.max_connections}, of which ordinary roles get {server.usable_slots}"
+    return f"; max_connections={server.max_connections}, of which ordinary roles get {server.available}"

@@ -53,7 +53,7 @@ class ServerReport:
     by_application: dict[str, int]
 
     @property
-    def usable_slots(self) -> int:
+    def available(self) -> int:
         """Connections that ordinary roles may hold together."""
         return self.max_connections - self.superuser_reserved - self.reserved
 

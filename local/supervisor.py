@@ -87,7 +87,11 @@ class Supervisor:
     async def _keep(self, process: LocalProcess) -> None:
         while True:
             started_s = time.monotonic()
-            code = await self._run(process)
+            try:
+                code = await self._run(process)
+            except OSError as error:  # no memory, no process number left, …: it may pass
+                await self._wait_before_restart(process, f"cannot be started ({error})")
+                continue
             if code == ExitCode.USAGE:
                 raise ProcessRefused(
                     f"{process.name} refuses its settings (exit code {code}), see its log above: "
@@ -96,10 +100,13 @@ class Supervisor:
             if time.monotonic() - started_s > STEADY_S:
                 process.delay_s = FIRST_DELAY_S
             how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-            self._on_line(process.name, f"ended by itself with {how}: restart in {process.delay_s:g} s")
-            await asyncio.sleep(process.delay_s)
-            process.delay_s = min(process.delay_s * 2, LONGEST_DELAY_S)
+            await self._wait_before_restart(process, f"ended by itself with {how}")
             process.restarts += 1
+
+    async def _wait_before_restart(self, process: LocalProcess, why: str) -> None:
+        self._on_line(process.name, f"{why}: restart in {process.delay_s:g} s")
+        await asyncio.sleep(process.delay_s)
+        process.delay_s = min(process.delay_s * 2, LONGEST_DELAY_S)
 
     async def _run(self, process: LocalProcess) -> int:
         """Run it once; its exit code. A cancelled call leaves the process to `stop`, and reads on until its end."""

@@ -74,7 +74,7 @@ def show(reading: Reading, findings: Sequence[Finding]) -> None:
         screen.print(f"pooler: {target(settings)}")
     screen.print(
         f"max_connections: {server.max_connections}, of these {server.superuser_reserved} for superusers and"
-        f" {server.reserved} for roles with pg_use_reserved_connections: {server.usable_slots} usable"
+        f" {server.reserved} for roles with pg_use_reserved_connections: {server.available} available"
     )
     screen.print(
         f"connections now: {server.total}: {server.active} active, {server.idle} idle,"

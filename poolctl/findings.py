@@ -12,7 +12,7 @@ from db.server import ServerReport
 from fleet.errors import FleetError
 from fleet.registry import ProcessEntry
 
-HEAD_ROOM = 0.8  # of the usable slots; above it one more process, or a burst, may find none
+HEAD_ROOM = 0.8  # of the available connections; above it one more process, or a burst, may find none
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +42,31 @@ class Finding:
 def find(reading: Reading) -> Iterator[Finding]:
     """All findings; none where everything is fine."""
     server, db = reading.server, reading.settings.db
-    usable = server.usable_slots
+    available = server.available
     if reading.schema is not None:
         yield Finding(str(reading.schema))
     if isinstance(reading.fleet, FleetError):
         wrong_settings = reading.fleet.exit_code is ExitCode.USAGE
         yield Finding(str(reading.fleet), ExitCode.USAGE if wrong_settings else ExitCode.FINDING)
-    if server.total > HEAD_ROOM * usable:
+    if server.total > HEAD_ROOM * available:
         yield Finding(
-            f"{server.total} of {usable} usable connections are taken, more than {HEAD_ROOM:.0%}:"
+            f"{server.total} of {available} available connections are taken, more than {HEAD_ROOM:.0%}:"
             " close some, lower DB_POOL_MAX, or raise max_connections"
         )
     if reading.behind_pooler:
         return
-    if db.pool_max > usable:
+    if db.pool_max > available:
         yield Finding(
-            f"DB_POOL_MAX={db.pool_max} of one process is more than the {usable} usable connections of the server:"
-            " lower DB_POOL_MAX, or raise max_connections"
+            f"DB_POOL_MAX={db.pool_max} of one process is more than the {available} available connections of the"
+            " server: lower DB_POOL_MAX, or raise max_connections"
         )
-    if not isinstance(reading.fleet, FleetError) and (wanted := may_open(reading.fleet)) > usable:
+    if not isinstance(reading.fleet, FleetError) and (wanted := may_open(reading.fleet)) > available:
         processes = len(reading.fleet)
-        remedy = f"lower DB_POOL_MAX to {usable // processes}, " if usable >= processes else ""
+        remedy = f"lower DB_POOL_MAX to {available // processes}, " if available >= processes else ""
+        raised = wanted + server.max_connections - available
         yield Finding(
-            f"the pools of all live processes ({processes}) may open {wanted} connections, and the server has {usable}:"
-            f" {remedy}run fewer processes, or raise max_connections to {wanted + server.max_connections - usable}"
+            f"the pools of all live processes ({processes}) may open {wanted} connections, and the server has"
+            f" {available}: {remedy}run fewer processes, or raise max_connections to {raised}"
         )
 
 

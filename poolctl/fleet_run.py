@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from fleet.exercise import Exercise, summary
 from fleet.queue import address
 from fleet.registry import HEARTBEAT_S
 from local import LocalError, LocalServers, Supervisor, Tether, open_supervisor
+from poolctl.first_ended import first_ended
 from poolctl.fleet_screen import FleetScreen
 from poolctl.fleet_table import connections_line, counted, process_table
 
@@ -36,7 +37,6 @@ START_TIMEOUT_S = 120.0
 STOP_MARGIN_S = 10.0  # beyond WORKER_SHUTDOWN_GRACE: cancelled jobs go back to the queue, pools close
 EXERCISE_DEADLINE_S = 60 * 60.0  # arq forgets a result after that time
 SERVERS_CHECK_S = 1.0
-CANCEL_LOOK_S = 0.2
 
 
 class NotUp(LocalError):
@@ -157,42 +157,43 @@ class _Run:
                 raise QueueLost(f"Redis at {address(self._settings.redis)} went away: {error}") from None
 
     async def _job(self, fleet: _Fleet) -> Outcome:
-        """What the fleet is for: be up, do the exercise, stay or stop."""
-        await fleet.wait_until_up(START_TIMEOUT_S if self._order.once or self._order.exercise else None)
+        """What the fleet is for: be up, do the exercise, then stop or stay."""
+        order, outcome = self._order, Outcome()
+        await fleet.wait_until_up(START_TIMEOUT_S if order.once or order.exercise else None)
         self._screen.say(f"the fleet is up: {', '.join(counted(n, role) for role, n in self._counts.items())}")
-        outcome = Outcome()
-        exercised = await self._exercise(fleet.queue, outcome) if self._order.exercise else []
-        if self._order.exercise:
+        if order.exercise is not None:
+            outcome = await self._exercise(fleet.queue, order.exercise)
             await fleet.wait_for_heartbeats()
-        outcome.report += [*await self._report(fleet), *exercised]
-        if self._order.once:
-            return outcome
-        if self._order.exercise:
+        if order.exercise is not None or order.once:
+            outcome.report[:0] = await self._report(fleet)
+        if not order.once:
             for part in outcome.report:
                 self._screen.part(part)
-        await asyncio.Event().wait()
+            await asyncio.Event().wait()
         return outcome
 
-    async def _exercise(self, queue: ArqRedis, outcome: Outcome) -> list[RenderableType]:
-        jobs = self._order.exercise or 0
+    async def _exercise(self, queue: ArqRedis, jobs: int) -> Outcome:
+        """Run so many jobs; what came of them."""
         exercise = Exercise(queue, jobs, ExercisePool())
         started_s = time.monotonic()
+        stopped: list[RenderableType] = []
         self._screen.say(f"exercise of {counted(jobs, 'job')}")
         self._screen.progress(0, jobs)
-        stopped: list[RenderableType] = []
         try:
             async for done in exercise.follow(deadline_s=EXERCISE_DEADLINE_S):
                 self._screen.progress(done, jobs)
         except ExerciseStopped as error:
             stopped.append(f"exercise: {error}")
         elapsed_s = time.monotonic() - started_s
-        if stopped or exercise.failures or any(result.errors for result in exercise.results):
-            outcome.exit_code = ExitCode.FINDING
-        return [
-            f"exercise: {exercise.done} of {jobs} jobs in {elapsed_s:.1f} s",
-            summary(exercise.results, exercise.failures),
-            *stopped,
-        ]
+        bad = stopped or exercise.failures or any(result.errors for result in exercise.results)
+        return Outcome(
+            ExitCode.FINDING if bad else ExitCode.OK,
+            [
+                f"exercise: {exercise.done} of {counted(jobs, 'job')} in {elapsed_s:.1f} s",
+                summary(exercise.results, exercise.failures),
+                *stopped,
+            ],
+        )
 
     async def _report(self, fleet: _Fleet) -> list[RenderableType]:
         entries = await fleet.entries()
@@ -273,22 +274,3 @@ class _Fleet:
             if all(entry.silent_s < time.monotonic() - called_s for entry in entries.values()):
                 return
             await asyncio.sleep(LOOK_S)
-
-
-async def first_ended(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Any:
-    """The result, or the error, of whichever ends first; the others are cancelled."""
-    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    left = set(tasks)
-    try:
-        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).result()
-    finally:
-        # Again and again: redis-py loses a cancellation now and then. Its asyncio.wait_for does on Python 3.11, and
-        # its pipelines turn one that hits a WATCH into an error, which arq's enqueue_job takes for a known job.
-        while left:
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_LOOK_S)
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.exception()  # looked at, or asyncio would log it

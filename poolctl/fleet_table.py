@@ -54,13 +54,13 @@ def connections_line(
     """
     wanted = sum(count * pool_max for count, pool_max in pools.values())
     terms = " + ".join(f"{counted(count, role)} × {pool_max}" for role, (count, pool_max) in pools.items() if count)
-    reserved = report.max_connections - report.usable_slots
+    reserved = report.max_connections - report.available
     text = (
-        f"connections: {report.total} of {report.usable_slots} usable "
+        f"connections: {report.total} of {report.available} available "
         f"(max_connections={report.max_connections}, {reserved} reserved), {held} of them in these pools, "
         f"which may open {wanted} (Σ DB_POOL_MAX = {terms})"
     )
-    if wanted > report.usable_slots and not through_pooler:
+    if wanted > report.available and not through_pooler:
         text += f": more than the server has, lower DB_POOL_MAX or raise max_connections to {wanted + reserved}"
     return text
 

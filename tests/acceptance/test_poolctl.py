@@ -124,7 +124,7 @@ def test_check_of_a_healthy_fleet(spawn: Spawner, environ: dict[str, str]) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^database: postgres@127\.0\.0\.1:\d+/test_\d+, PostgreSQL \d+", done.stdout, re.MULTILINE)
     assert "max_connections: 100, of these 3 for superusers" in done.stdout
-    assert "97 usable" in done.stdout
+    assert "97 available" in done.stdout
     assert re.search(rf"^worker@\S+:{worker.pid} +[2-4] *$", done.stdout, re.MULTILINE)
     assert re.search(r"^poolctl@\S+ +1 *$", done.stdout, re.MULTILINE)
     assert "pool of each worker: DB_POOL_MIN=2, DB_POOL_MAX=10, " in done.stdout
@@ -153,7 +153,7 @@ def test_check_finds_a_schema_behind(spawn: Spawner, empty_database: dict[str, s
     assert done.returncode == 1, done.stdout + done.stderr
     assert "schema: behind" in done.stdout
     assert re.search(r"^finding: .*run `poolctl migrate`", done.stdout, re.MULTILINE)
-    assert "97 usable" in done.stdout
+    assert "97 available" in done.stdout
 
 
 def test_check_without_redis(spawn: Spawner, environ: dict[str, str]) -> None:
@@ -162,7 +162,7 @@ def test_check_without_redis(spawn: Spawner, environ: dict[str, str]) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"^finding: Redis at default@127\.0\.0\.1:1/0 is unreachable", done.stdout, re.MULTILINE)
     assert "pools of all live processes: not known without Redis" in done.stdout
-    assert "97 usable" in done.stdout
+    assert "97 available" in done.stdout
 
 
 def test_check_with_a_wrong_redis_password(spawn: Spawner, environ: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ def test_once_runs_an_exercise_and_shows_the_processes(project: Project) -> None
     assert {(name, int(row["pid"])) for name, row in rows.items()} == set(fleet.started())
 
     connections = re.search(
-        r"connections: (\d+) of 37 usable \(max_connections=40, 3 reserved\), (\d+) of them", output
+        r"connections: (\d+) of 37 available \(max_connections=40, 3 reserved\), (\d+) of them", output
     )
     assert connections is not None, output
     assert int(connections[2]) == sum(int(row["size"]) for row in rows.values())

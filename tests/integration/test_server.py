@@ -48,14 +48,14 @@ async def test_the_limits_are_the_server_s_own(environ: Environ) -> None:
         report = await read_server(connection)
         assert str(report.max_connections) == await connection.fetchval("SHOW max_connections")
         assert report.version == await connection.fetchval("SHOW server_version")
-        assert report.usable_slots == report.max_connections - report.superuser_reserved - report.reserved
+        assert report.available == report.max_connections - report.superuser_reserved - report.reserved
     assert report.superuser_reserved == 3
 
 
-def test_usable_slots_leave_out_both_reserves() -> None:
+def test_available_leave_out_both_reserves() -> None:
     """Ordinary roles get what neither superusers nor pg_use_reserved_connections hold back."""
     report = ServerReport("16", 100, 3, 5, 0, 0, 0, 0, {})
-    assert report.usable_slots == 92
+    assert report.available == 92
 
 
 async def test_an_ordinary_role_counts_everybody(environ: Environ) -> None:

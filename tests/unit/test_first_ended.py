@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from poolctl.fleet_run import first_ended
+from poolctl.first_ended import first_ended
 
 
 async def forever() -> None:

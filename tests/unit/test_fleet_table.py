@@ -82,7 +82,7 @@ def test_a_process_that_is_not_in_the_registry_has_dashes(child: Child) -> None:
 def test_connections_are_set_against_both_limits() -> None:
     """The line has connections now, what the server can give, and the sum of what the pools may open."""
     assert connections_line(report(reserved=2), 8, {"worker": (4, 10), "bot": (1, 5)}) == (
-        "connections: 9 of 55 usable (max_connections=60, 5 reserved), 8 of them in these pools, "
+        "connections: 9 of 55 available (max_connections=60, 5 reserved), 8 of them in these pools, "
         "which may open 45 (Σ DB_POOL_MAX = 4 workers × 10 + 1 bot × 5)"
     )
 

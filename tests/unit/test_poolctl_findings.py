@@ -24,7 +24,7 @@ def findings(
     fleet: Sequence[ProcessEntry] | FleetError = (),
     schema: SchemaBehind | None = None,
 ) -> list[tuple[str, int]]:
-    """(text, exit code) of all findings on a server with 100 connections, 97 of them usable."""
+    """(text, exit code) of all findings on a server with 100 connections, 97 of them available."""
     server = ServerReport("17.0", 100, 3, 0, total, total, 0, 0, {})
     settings = Settings.load("worker", variables or {})
     return [(f.text, f.exit_code) for f in find(Reading(settings, server, fleet, schema))]
@@ -63,9 +63,9 @@ def test_behind_a_pooler_pools_may_be_larger() -> None:
 
 
 def test_head_room() -> None:
-    """More than 80 % of the usable connections taken is a finding."""
+    """More than 80 % of the available connections taken is a finding."""
     ((text, code),) = findings(total=78)
-    assert text.startswith("78 of 97 usable connections are taken, more than 80%")
+    assert text.startswith("78 of 97 available connections are taken, more than 80%")
     assert code == 1
 
 
