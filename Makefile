@@ -30,17 +30,18 @@ check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers
 bench: $(VENV)/demo.stamp ## this engine, stock Tortoise and asyncpg side by side
 	$(BIN)/python -m benchmarks.engine
 
-reference: $(VENV)/dev.stamp ## write README's table of settings and .env.example from the code
-	$(BIN)/python -m config.reference
+reference: $(VENV)/dev.stamp ## write what the documentation has from the code: tables, .env.example, charts
+	$(BIN)/python -m poolctl.documentation
 
 lock: $(VENV)/dev.stamp ## compile the hashed lock files from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements.lock --extra local pyproject.toml -o requirements-local.lock
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --group dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --extra chart --group dev pyproject.toml -o requirements-dev.lock
 
 $(VENV): $(VENV)/dev.stamp ## the virtual environment with all that development needs
 
 clean: ## remove what make and the tests made, the data of `poolctl up` too
+	-@test ! -x $(BIN)/python || $(BIN)/python -c 'import pathlib, shutil, local; shutil.rmtree(local.data_directory(pathlib.Path()), ignore_errors=True)'
 	rm -rf $(VENV) .local .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 	find $(PACKAGES) tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -16,6 +16,9 @@ def fault_of(variable: Variable, value: Value, detail: ErrorDetails) -> Fault:
     if value.origin == value.variable:  # part of a URL; not shown, for in a malformed URL it may be of the password
         part = variable.name.partition("_")[2].lower()
         return Fault(f"{value.variable} ({part})", *_problem_and_remedy(variable, detail))
+    if variable.field.endswith("host") and ("@" in value.text or "://" in value.text):  # perhaps with a password
+        url = "REDIS_URL" if variable.group == "REDIS" else "DATABASE_URL"
+        return Fault(value.variable, "is a URL or user@host, not a host", f"give the host alone, or set {url}")
     if value.text.startswith(_SERVICE_LINK_SCHEMES) and not variable.secret:
         service = variable.name.partition("_")[0].lower()
         return Fault(

@@ -102,7 +102,8 @@ def _read_dotenv(path: Path, faults: list[Fault]) -> dict[str, str]:
         faults.append(Fault(DOTENV, f"cannot be read ({error.strerror})", "make it readable, or remove it"))
         return {}
     for binding in bindings:
-        if binding.error:  # the line itself is not shown: it may hold a secret
+        if binding.error or (binding.key is not None and binding.value is None):
+            # By its number: the line itself may hold a secret.
             line = f"{DOTENV} line {binding.original.line}"
             faults.append(Fault(line, "is not NAME=value", "mend or remove that line"))
     return {b.key: b.value for b in bindings if b.key is not None and b.value is not None}

@@ -1,6 +1,6 @@
 """The settings themselves, in frozen groups: each field is one variable, with its bounds and its meaning.
 
-This file is the single source of the table in README.md and of `.env.example` (see config/reference.py).
+This file is the single source of README's table and of `.env.example` (`make reference` writes both).
 A field's default is what the table shows; where a default follows from another setting, `default_text` says how.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 LARGEST_POOL = 10_000  # asyncpg makes an object for each possible connection when the pool is made
@@ -20,9 +20,17 @@ def _items(value: Any) -> Any:
     return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
 
 
+def _no_scheme(host: str) -> str:
+    if "://" in host:
+        raise ValueError("a URL")
+    return host
+
+
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True, pattern=r"^[^\x00]*$")]
+# No URL and no user@host: what is shown in every message must not hold a password.
+Host = Annotated[Name, StringConstraints(pattern=r"^[^\x00@]*$"), AfterValidator(_no_scheme)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
-Hosts = Annotated[tuple[Name, ...], BeforeValidator(_items)]
+Hosts = Annotated[tuple[Host, ...], BeforeValidator(_items)]
 Ports = Annotated[tuple[Port, ...], BeforeValidator(_items)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_items)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
@@ -135,7 +143,7 @@ class RedisSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
 
-    host: Name = setting("localhost", "server of the job queue")
+    host: Host = setting("localhost", "server of the job queue")
     port: Port = setting(6379, "its port")
     db: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(0, "number of its database")
     username: Name | None = setting(None, "user, where Redis has access lists")
@@ -181,6 +189,21 @@ class BotSettings(Group):
     )
     api_url: Name | None = setting(None, "Bot API server, where it is not telegram's own")
     admins: Names = setting((), "who may give commands: telegram user ids, comma-separated", default_text="–")
+
+
+class FleetSettings(Group):
+    """All processes together: how many there are to be, and what happens when they are too many."""
+
+    model_config = SettingsConfigDict(env_prefix="")
+
+    workers: Annotated[int, Field(ge=1, le=LARGEST_POOL)] | None = setting(
+        None, "worker processes of the whole fleet; `poolctl plan` and `poolctl migrate` calculate with it"
+    )
+    plan_check: Literal["warn", "error", "off"] = setting(
+        "warn",
+        "at start, when the pools of all live processes may open more connections than the server has: warn, or"
+        " error: do not start",
+    )
 
 
 class LogSettings(Group):

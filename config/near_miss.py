@@ -43,6 +43,8 @@ _TRANSLATIONS = {
     "IDLE_TIMEOUT": "DB_MAX_IDLE_TIME",
     "MAX_INACTIVE_CONNECTION_LIFETIME": "DB_MAX_IDLE_TIME",
 }
+# The server's limit and no pool's, by the names of common images.
+_OF_THE_SERVER = ("POSTGRES_MAX_CONNECTIONS", "PG_MAX_CONNECTIONS")
 _WITHOUT_COUNTERPART = {
     "POOL_USE_LIFO": "remove it: the connection returned last is always reused first here",
     "DISABLE_SQLALCHEMY_POOLING": "remove it: every process has a pool; the smallest is DB_POOL_MIN=0, DB_POOL_MAX=1",
@@ -88,7 +90,7 @@ def pool_near_misses(values: Mapping[str, str]) -> Iterator[NearMiss]:
             yield NearMiss(name, None, _sqlalchemy_remedy(values, name.removesuffix(rest), prefix))
         elif rest in _WITHOUT_COUNTERPART:
             yield NearMiss(name, None, _WITHOUT_COUNTERPART[rest])
-        elif rest in _TRANSLATIONS and (library or role or rest in _BARE):
+        elif rest in _TRANSLATIONS and (library or role or rest in _BARE) and name not in _OF_THE_SERVER:
             meant = prefix + _TRANSLATIONS[rest]
             yield NearMiss(name, meant, f"the name here is {meant}")
         elif (meant_name := _closest_pool_setting(name)) is not None:
@@ -104,6 +106,12 @@ def faults(values: Mapping[str, str]) -> list[Fault]:
         for miss in pool_near_misses(values)
     ]
     missed = {fault.variable for fault in found}
+    for name in values:
+        if name not in known_names() and re.fullmatch(r"(WORKER|BOT)_(DATABASE_URL|REDIS_[A-Z_]+)", name):
+            plain = name.partition("_")[2]
+            if plain in known_names():
+                found.append(Fault(name, "is not a setting", f"only DB_* can be given for one role: set {plain}"))
+                missed.add(name)
     for name in values:
         setting = name.removesuffix("_FILE")
         if name != setting and name not in missed and name not in known_names() and setting in known_names():

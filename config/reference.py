@@ -1,21 +1,17 @@
-"""The settings as documentation: README's table and `.env.example`, both made from the groups.
-
-`python -m config.reference` writes them anew; a test holds the files against this.
-"""
+"""The settings as documentation: README's table and `.env.example`, both made from the groups."""
 
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 from config.variables import VARIABLES, Variable
 
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 TITLES = {
     "DB": "Database. Any DB_* can be given for one role only: WORKER_DB_POOL_MAX=5, BOT_DB_POOL_TIMEOUT=10",
     "REDIS": "Job queue",
     "WORKER": "Worker",
     "BOT": "Bot",
+    "FLEET": "Fleet",
     "LOG": "Log",
 }
 
@@ -50,18 +46,5 @@ def env_example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(readme: str) -> str:
-    """README's text with the table between its two marks made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
-
-
 def _cell(variable: Variable) -> str:
     return variable.default if variable.default == "–" or "`" in variable.default else f"`{variable.default}`"
-
-
-if __name__ == "__main__":
-    readme = Path("README.md")
-    readme.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    Path(".env.example").write_text(env_example(), encoding="utf-8")

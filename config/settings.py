@@ -15,7 +15,15 @@ from config import database_url, near_miss, redis_url
 from config.bounds import fault_of
 from config.environment import Environment, Value, read
 from config.errors import Fault, SettingsError
-from config.groups import BotSettings, DatabaseSettings, Group, LogSettings, RedisSettings, WorkerSettings
+from config.groups import (
+    BotSettings,
+    DatabaseSettings,
+    FleetSettings,
+    Group,
+    LogSettings,
+    RedisSettings,
+    WorkerSettings,
+)
 from config.variables import secret_names, variables_of
 
 Role = Literal["worker", "bot", "poolctl"]
@@ -42,6 +50,7 @@ class Settings:
     redis: RedisSettings
     worker: WorkerSettings
     bot: BotSettings
+    fleet: FleetSettings
     log: LogSettings
     legacy: bool
     warnings: tuple[str, ...]
@@ -94,6 +103,7 @@ class _Loader:
             redis=self._redis(),
             worker=self._worker(),
             bot=self._build(BotSettings, self._values(BotSettings))[0],
+            fleet=self._build(FleetSettings, self._values(FleetSettings))[0],
             log=self._build(LogSettings, self._values(LogSettings))[0],
             legacy=url is not None,
             warnings=(*self.warnings, *near_miss.warnings(self.environment.values)),

@@ -10,7 +10,15 @@ from typing import Any
 from pydantic import SecretStr
 
 from config.environment import ROLES
-from config.groups import BotSettings, DatabaseSettings, Group, LogSettings, RedisSettings, WorkerSettings
+from config.groups import (
+    BotSettings,
+    DatabaseSettings,
+    FleetSettings,
+    Group,
+    LogSettings,
+    RedisSettings,
+    WorkerSettings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +29,7 @@ class Variable:
     default: str
     meaning: str
     secret: bool
-    group: str  # "DB", "REDIS", "WORKER", "BOT" or "LOG"
+    group: str  # "DB", "REDIS", "WORKER", "BOT", "FLEET" or "LOG"
     field: str = ""  # of the group; empty for a URL, which stands for several
     wanted: str = "a URL"  # "a whole number from 1 to 65535"
 
@@ -47,7 +55,7 @@ def variables_of(group: type[Group]) -> tuple[Variable, ...]:
                 default=str(extra.get("default_text") or as_text(info.get_default())),
                 meaning=info.description or "",
                 secret="'password'" in str(schema[field]),
-                group=prefix.rstrip("_"),
+                group=prefix.rstrip("_") or "FLEET",
                 field=field,
                 wanted=_wanted(schema[field]),
             )
@@ -113,6 +121,7 @@ VARIABLES: tuple[Variable, ...] = (
     REDIS_URL,
     *variables_of(WorkerSettings),
     *variables_of(BotSettings),
+    *variables_of(FleetSettings),
     *variables_of(LogSettings),
 )
 POOL_SETTINGS: tuple[str, ...] = tuple(v.name for v in VARIABLES if v.is_pool_setting)

@@ -88,7 +88,7 @@ _REMEDIES: tuple[tuple[tuple[type[BaseException], ...], type[DatabaseError], str
     (
         (asyncpg.InvalidPasswordError,),
         WrongPassword,
-        "correct DB_USER and DB_PASSWORD (or DB_PASSWORD_FILE)",
+        "correct DB_USER and DB_PASSWORD (or DB_PASSWORD_FILE, or DATABASE_URL)",
     ),
     (
         (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError),
@@ -98,7 +98,7 @@ _REMEDIES: tuple[tuple[tuple[type[BaseException], ...], type[DatabaseError], str
     (
         (asyncpg.InvalidCatalogNameError,),
         NoSuchDatabase,
-        "correct DB_NAME, or create the database",
+        "correct DB_NAME (or DATABASE_URL), or create the database",
     ),
     (
         (asyncpg.TooManyConnectionsError,),
@@ -134,7 +134,7 @@ _REMEDIES: tuple[tuple[tuple[type[BaseException], ...], type[DatabaseError], str
     (
         (OSError, asyncpg.PostgresConnectionError, asyncpg.InternalClientError, asyncpg.InterfaceError),
         DatabaseUnreachable,
-        "is the server running, and are DB_HOST and DB_PORT right?",
+        "is the server running, and are host and port right (DB_HOST and DB_PORT, or DATABASE_URL)?",
     ),
 )
 

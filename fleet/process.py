@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from arq.connections import ArqRedis
-from db.database import Database, open_database
 
 from config import Settings
+from db.database import Database, open_database
+from fleet.plan_check import check_plan
 from fleet.queue import open_queue
 from fleet.registry import Identity, JobCounts, Registry
 
@@ -47,6 +48,7 @@ async def open_process(
     async with open_database(settings) as database, open_queue(settings) as queue:
         registry = Registry(queue, Identity.own(settings.role), database.pool_snapshot, job_counts)
         async with registry.announced():
+            await check_plan(settings, database, queue)
             logger.info("%s is up", registry.identity.id)
             yield Process(settings, database, queue, registry)
     logger.info("%s is down", registry.identity.id)

@@ -11,6 +11,7 @@ from pathlib import Path
 from local.errors import UnsafeDirectory
 from local.lock import OWNER_FILE, SERVERS_FILE
 
+DISCARDED = ".discarded"
 BINARIES = "binaries"  # copies, where the servers' account cannot reach the originals
 
 
@@ -40,9 +41,18 @@ def prepare(directory: Path) -> None:
 def discard(directory: Path) -> None:
     """Remove all data, for the holder of the directory's locks."""
     for path in directory.iterdir():
-        if path.name in (OWNER_FILE, SERVERS_FILE, BINARIES):
+        if path.name in (OWNER_FILE, SERVERS_FILE, BINARIES) or path.name.endswith(DISCARDED):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        # Renamed before it is removed: after an interruption half of it must not be taken for data.
+        unwanted = path.with_name(f"{path.name}{DISCARDED}")
+        _remove(unwanted)
+        path.rename(unwanted)
+    for path in directory.glob(f"*{DISCARDED}"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ class WaitHistogram:
         for count, upper_s in zip(self.counts, (*WAIT_BUCKETS_S, self.longest_s), strict=True):
             if count and below + count >= rank:
                 estimate_s = lower_s + (upper_s - lower_s) * (rank - below) / count
-                return min(estimate_s, self.longest_s)
+                return min(estimate_s, upper_s, self.longest_s)  # rounding may go beyond upper_s
             below, lower_s = below + count, upper_s
         return 0.0
 

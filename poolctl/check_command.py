@@ -58,7 +58,7 @@ async def _read_fleet(settings: Settings) -> Sequence[ProcessEntry] | FleetError
 
 def _as_poolctl(settings: Settings) -> Settings:
     """The role's settings with a pool of one, under a name that is not taken for one of the role's processes."""
-    name = Settings.load("poolctl").db.application_name
+    name = settings.db.application_name.replace(settings.role, "poolctl", 1)
     return replace(
         settings,
         db=settings.db.model_copy(update={"pool_min": 1, "pool_max": 1, "application_name": name}),

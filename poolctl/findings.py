@@ -10,9 +10,8 @@ from config.exit_codes import ExitCode
 from db.errors import SchemaBehind
 from db.server import ServerReport
 from fleet.errors import FleetError
+from fleet.plan_check import is_pooled, supply_of, too_large
 from fleet.registry import ProcessEntry
-
-HEAD_ROOM = 0.8  # of the available connections; above it one more process, or a burst, may find none
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,7 @@ class Reading:
     @property
     def behind_pooler(self) -> bool:
         """Whether DB_HOST is not the server itself, so that pools do not hold the server's own slots."""
-        db = self.settings.db
-        return db.addresses != db.direct_addresses
+        return is_pooled(self.settings.db)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,15 @@ class Finding:
 def find(reading: Reading) -> Iterator[Finding]:
     """All findings; none where everything is fine."""
     server, db = reading.server, reading.settings.db
-    available = server.available
+    supply = supply_of(server)
+    available = supply.available
     if reading.schema is not None:
-        yield Finding(str(reading.schema))
+        yield Finding(str(reading.schema), reading.schema.exit_code)
     if isinstance(reading.fleet, FleetError):
-        wrong_settings = reading.fleet.exit_code is ExitCode.USAGE
-        yield Finding(str(reading.fleet), ExitCode.USAGE if wrong_settings else ExitCode.FINDING)
-    if server.total > HEAD_ROOM * available:
+        yield Finding(str(reading.fleet), reading.fleet.exit_code)
+    if server.total > supply.usable:
         yield Finding(
-            f"{server.total} of {available} available connections are taken, more than {HEAD_ROOM:.0%}:"
+            f"{server.total} of {available} available connections are taken, above the head-room line {supply.usable}:"
             " close some, lower DB_POOL_MAX, or raise max_connections"
         )
     if reading.behind_pooler:
@@ -60,14 +58,8 @@ def find(reading: Reading) -> Iterator[Finding]:
             f"DB_POOL_MAX={db.pool_max} of one process is more than the {available} available connections of the"
             " server: lower DB_POOL_MAX, or raise max_connections"
         )
-    if not isinstance(reading.fleet, FleetError) and (wanted := may_open(reading.fleet)) > available:
-        processes = len(reading.fleet)
-        remedy = f"lower DB_POOL_MAX to {available // processes}, " if available >= processes else ""
-        raised = wanted + server.max_connections - available
-        yield Finding(
-            f"the pools of all live processes ({processes}) may open {wanted} connections, and the server has"
-            f" {available}: {remedy}run fewer processes, or raise max_connections to {raised}"
-        )
+    if not isinstance(reading.fleet, FleetError) and (problem := too_large(reading.fleet, supply)) is not None:
+        yield Finding(problem)
 
 
 def may_open(fleet: Sequence[ProcessEntry]) -> int:

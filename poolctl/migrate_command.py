@@ -10,6 +10,7 @@ import typer
 from config import Settings
 from db.schema import migrate as apply_migrations
 from db.server import target
+from fleet.plan_check import DeploymentTooLarge, check_deployment
 
 
 def migrate(
@@ -21,6 +22,11 @@ def migrate(
     settings = Settings.load("poolctl")
     for warning in settings.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    worker = Settings.load("worker")
+    if (problem := asyncio.run(check_deployment(worker))) is not None:
+        if worker.fleet.plan_check == "error":
+            raise DeploymentTooLarge(f"{problem}; PLAN_CHECK=error, so nothing was migrated")
+        typer.echo(f"warning: {problem}", err=True)
     names = asyncio.run(apply_migrations(settings, fake=fake))
     where = target(settings, direct=True)
     for name in names:

@@ -34,8 +34,22 @@ def configure_logging(settings: Settings) -> None:
     root.addHandler(handler)
     level = logging.getLevelNamesMapping()[settings.log.level]
     root.setLevel(level)
+    asyncpg_pool = logging.getLogger("asyncpg.pool")
+    if not any(isinstance(f, _OneLine) for f in asyncpg_pool.filters):
+        asyncpg_pool.addFilter(_OneLine())
     logging.getLogger("tortoise").setLevel(max(level, logging.INFO))
     logging.getLogger("tortoise.db_client").setLevel(logging.DEBUG if settings.db.echo else logging.NOTSET)
+
+
+class _OneLine(logging.Filter):
+    """Leaves out tracebacks. asyncpg.pool logs one at each failed attempt to reach a server that is away."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", ()
+            record.exc_info = None
+        return True
 
 
 class JsonFormatter(logging.Formatter):

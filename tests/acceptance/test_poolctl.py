@@ -141,25 +141,23 @@ def test_check_finds_a_fleet_that_does_not_fit(spawn: Spawner, environ: dict[str
     done = spawn.run("poolctl", "check", environ=environ)
     assert done.returncode == 1, done.stdout + done.stderr
     (finding,) = re.findall(r"^finding: (.*)$", done.stdout, re.MULTILINE)
-    assert finding == (
-        "the pools of all live processes (2) may open 98 connections, and the server has 97: lower DB_POOL_MAX to 48,"
-        " run fewer processes, or raise max_connections to 101"
-    )
+    assert finding.startswith("the fleet is too large for the server: 2 processes × 49 = 98, available 97 of")
+    assert "lower DB_POOL_MAX to 38, run fewer processes, raise max_connections to 126" in finding
 
 
 def test_check_finds_a_schema_behind(spawn: Spawner, empty_database: dict[str, str]) -> None:
-    """A schema that is behind is a finding, exit 1, and the rest is reported all the same."""
+    """A schema that is behind is a finding, exit 3, and the rest is reported all the same."""
     done = spawn.run("poolctl", "check", environ=empty_database)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     assert "schema: behind" in done.stdout
     assert re.search(r"^finding: .*run `poolctl migrate`", done.stdout, re.MULTILINE)
     assert "97 available" in done.stdout
 
 
 def test_check_without_redis(spawn: Spawner, environ: dict[str, str]) -> None:
-    """Redis that does not answer is a finding, exit 1, and the database is reported all the same."""
+    """Redis that does not answer is a finding, exit 3, and the database is reported all the same."""
     done = spawn.run("poolctl", "check", environ=environ | NO_REDIS)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     assert re.search(r"^finding: Redis at default@127\.0\.0\.1:1/0 is unreachable", done.stdout, re.MULTILINE)
     assert "pools of all live processes: not known without Redis" in done.stdout
     assert "97 available" in done.stdout

@@ -1,4 +1,4 @@
-"""README's commands do what README says."""
+"""The commands in README and docs do what is written there."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ def test_process(command: str, environ: Environ, spawn: Spawner) -> None:
     process.wait_for(" is up")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
+
+
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+PLANS = re.findall(r"^```console\n\$ (poolctl plan [^\n]*)\n(.*?)\n```", SCALING, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "output"), PLANS, ids=[command for command, _ in PLANS])
+def test_scaling(command: str, output: str, spawn: Spawner) -> None:
+    """Every plan in docs/scaling.md prints what stands there."""
+    done = spawn.run(*shlex.split(command), environ={})
+    assert done.stdout.rstrip("\n") == output, done.stderr
+
+
+def test_all_commands_of_scaling_are_run() -> None:
+    """No command in docs/scaling.md is left out by the test above."""
+    assert len(PLANS) == SCALING.count("\n$ ") >= 5
 
 
 def test_faults_are_real() -> None:

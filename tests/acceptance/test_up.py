@@ -250,12 +250,11 @@ def test_the_end_of_a_server_is_the_end_of_up(project: Project, server: str) -> 
 
 def test_failed_units_are_a_finding(project: Project) -> None:
     """An exercise in which queries failed ends with exit code 1, and the table is shown all the same."""
-    fleet = project.up(
-        "--exercise", "3", "--once", environ={"DB_POOL_MAX": "1", "DB_POOL_TIMEOUT": "0.02", "WORKER_MAX_JOBS": "3"}
-    )
+    one_connection_for_ten_jobs = {"DB_POOL_MAX": "1", "WORKER_DB_POOL_TIMEOUT": "0.2", "WORKER_MAX_JOBS": "10"}
+    fleet = project.up("--exercise", "10", "--once", environ=one_connection_for_ten_jobs)
     assert fleet.process.wait(60) == 1, fleet.process.output()
     assert re.search(r"^worker-1 +worker +\d+ +1 of 1 ", fleet.process.output(), re.MULTILINE)
-    assert "exercise: 3 of 3 jobs in" in fleet.process.output()
+    assert "exercise: 10 of 10 jobs in" in fleet.process.output()
 
 
 def test_an_interrupted_exercise_is_no_success(project: Project) -> None:

@@ -134,3 +134,15 @@ def _failed_record() -> logging.LogRecord:
         record.attempt = 2
         return record
     raise AssertionError
+
+
+def test_a_server_that_is_away_is_a_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """What asyncpg logs at each attempt to reach a lost server is one line that names the error."""
+    configure_logging(_settings(LOG_FORMAT="text"))
+    configure_logging(_settings(LOG_FORMAT="text"))  # once more adds nothing
+    try:
+        raise ConnectionRefusedError(111, "refused")
+    except OSError:
+        logging.getLogger("asyncpg.pool").warning("retrying", exc_info=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("asyncpg.pool: retrying: ConnectionRefusedError: [Errno 111] refused")

@@ -8,22 +8,22 @@ import pytest
 from dotenv import dotenv_values
 
 from config import Settings
-from config.reference import env_example, markdown_table, with_table
+from config.reference import env_example
 from config.variables import VARIABLES
+from poolctl.documentation import scaling_table, written
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_readme_has_the_table() -> None:
-    """README's table of settings is what `make reference` writes."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == with_table(readme)
-    assert markdown_table() in readme
+def test_documentation_is_the_codes() -> None:
+    """README's tables and `.env.example` are what `make reference` writes."""
+    for path, text in written(ROOT):
+        assert path.read_text(encoding="utf-8") == text, path.name
 
 
-def test_env_example_is_the_settings() -> None:
-    """`.env.example` is what `make reference` writes."""
-    assert (ROOT / ".env.example").read_text(encoding="utf-8") == env_example()
+def test_scaling_table_reaches_the_line() -> None:
+    """The table covers 1 worker up to the last that fits, without a gap."""
+    assert [row.split(" | ")[0] for row in scaling_table().splitlines()[2:]] == ["| 1–3", "| 4–8", "| 9–13"]
 
 
 def test_env_example_names_every_variable(tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ class TestPrecedence:
             Settings.load("worker")
         assert SECRET not in str(caught.value)
 
+    def test_dotenv_line_without_a_value(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bare name in `.env` sets nothing, so it is refused rather than passed over."""
+        (tmp_path / ".env").write_text("DB_POOL_MAX\n")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SettingsError, match=r"\.env line 1 is not NAME=value"):
+            Settings.load("worker")
+
     def test_dotenv_that_is_not_utf8(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A `.env` in another encoding is a fault, not a traceback."""
         (tmp_path / ".env").write_bytes(b"DB_USER=\xff\n")
@@ -225,6 +232,10 @@ class TestFaults:
             ({"DB_COMMAND_TIMEOUT": "inf"}, "DB_COMMAND_TIMEOUT=inf is not a number from 0 to 31536000: give one"),
             ({"DB_PORT": "65536"}, "DB_PORT=65536 is greater than 65535: give a whole number from 1 to 65535, or"),
             ({"DB_PORT": "5432,0"}, "DB_PORT=5432,0 is less than 1: give"),
+            ({"DB_HOST": "u:s3cret@h"}, "DB_HOST is a URL or user@host, not a host: give the host alone, or set"),
+            ({"REDIS_HOST": "redis://h"}, "REDIS_HOST is a URL or user@host, not a host: give the host alone, or set"),
+            ({"WORKER_DATABASE_URL": "postgres://h"}, "WORKER_DATABASE_URL is not a setting: only DB_* can be given"),
+            ({"BOT_REDIS_PASSWORD": "x"}, "BOT_REDIS_PASSWORD is not a setting: only DB_* can be given for one"),
             ({"DB_HOST": "a,,b"}, "DB_HOST=a,,b has an empty item: give"),
             (
                 {"DB_HOST": "a,b", "DB_PORT": "1,2,3"},
@@ -336,7 +347,9 @@ class TestNearMisses:
         (found,) = Settings.load("worker", {name: "1"}).warnings
         assert found.startswith(warning)
 
-    @pytest.mark.parametrize("name", ["DB_SERVICE_HOST", "DB_PORT_5432_TCP_ADDR", "PATH", "POOL_MODE", "MAX_SIZE"])
+    @pytest.mark.parametrize(
+        "name", ["DB_SERVICE_HOST", "DB_PORT_5432_TCP_ADDR", "PATH", "POOL_MODE", "POSTGRES_MAX_CONNECTIONS"]
+    )
     def test_foreign_names_are_left_alone(self, name: str) -> None:
         """What Kubernetes injects, and words that others use too, neither fail nor warn."""
         assert Settings.load("worker", {name: "x"}).warnings == ()
