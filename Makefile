@@ -67,7 +67,7 @@ endif
 # The project itself is put on the path by one line in site-packages, so that no build tool is needed.
 define install
 echo "installing from $(1) ..." >&2; \
-if [ -n "$(UV)" ]; then uv pip sync -q --python $(BIN)/python --require-hashes $(1); \
+if [ -n "$(UV)" ]; then uv pip install -q --python $(BIN)/python --require-hashes -r $(1); \
 else $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --require-hashes -r $(1); fi && \
 printf '%s\n' "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/poolctl.pth" && \
 printf '#!/bin/sh\nexec "%s/$(BIN)/python" -m poolctl "$$@"\n' "$(CURDIR)" > $(BIN)/poolctl && chmod +x $(BIN)/poolctl

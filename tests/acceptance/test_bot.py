@@ -250,6 +250,7 @@ def test_interrupt_on_a_terminal(terminal: Terminal) -> None:
     assert terminal.bot.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_health(spawn: Spawner, environ: dict[str, str]) -> None:
     """--health is exit 0 for a live bot, 1 for one that was stopped or killed, 1 where there never was one."""
 

@@ -46,6 +46,7 @@ async def finished(jobs: list[QueuedJob], timeout_s: float) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.slow
 async def test_twenty_workers_share_a_small_server(project: Project) -> None:
     """20 workers × DB_POOL_MAX=2 boot under max_connections=60; of 1,000 jobs each is in the results, run once."""
     fleet = project.up("--workers", "20", "--max-connections", "60", environ={"DB_POOL_MAX": "2"})
@@ -88,6 +89,7 @@ async def test_twenty_workers_share_a_small_server(project: Project) -> None:
     wait_until_gone(family)
 
 
+@pytest.mark.slow
 async def test_no_job_is_lost_with_its_worker(project: Project) -> None:
     """SIGTERM and SIGKILL of workers mid-job: all jobs finish, both are replaced, connections return to the floor."""
     fleet = project.up(

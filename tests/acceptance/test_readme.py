@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,13 @@ def test_the_two_commands_come_first() -> None:
     assert COMMANDS[:2] == MAKE
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*MAKE, *SERVES)])
+def run_by_test() -> list[Any]:
+    """All commands but those that have a test of their own; a whole fleet is slow."""
+    commands = [command for command in COMMANDS if command not in (*MAKE, *SERVES)]
+    return [pytest.param(c, marks=[pytest.mark.slow] if " up " in c else [], id=c) for c in commands]
+
+
+@pytest.mark.parametrize("command", run_by_test())
 def test_command(command: str, environ: Environ, spawn: Spawner, tmp_path: Path) -> None:
     """Every command in README runs as it stands there and exits 0."""
     words = shlex.split(command)

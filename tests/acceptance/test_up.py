@@ -64,6 +64,7 @@ def test_once_runs_an_exercise_and_shows_the_processes(project: Project) -> None
     assert " 0 errors" in output
 
 
+@pytest.mark.slow
 def test_configured_servers_are_left_alone(project: Project, environ: dict[str, str]) -> None:
     """Without --configured-servers nothing of the environment or of .env leads a process to a configured server."""
     (project.folder / ".env").write_text(
@@ -82,6 +83,7 @@ def test_configured_servers_are_left_alone(project: Project, environ: dict[str, 
         assert client.dbsize() == 0
 
 
+@pytest.mark.slow
 def test_configured_servers_are_used_when_asked_for(project: Project, environ: dict[str, str]) -> None:
     """With --configured-servers the fleet runs on the servers of the environment, and starts none."""
     fleet = project.up("--workers", "2", "--exercise", "4", "--once", "--configured-servers", environ=environ)
@@ -169,6 +171,7 @@ def test_a_second_signal_does_not_wait(project: Project) -> None:
     wait_until_gone(family)
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_stop_is_killed(project: Project) -> None:
     """A worker that does not answer to SIGTERM is killed when its grace is over."""
     fleet = project.up("--workers", "1", environ={"WORKER_SHUTDOWN_GRACE": "0.1"})
@@ -248,6 +251,7 @@ def test_the_end_of_a_server_is_the_end_of_up(project: Project, server: str) -> 
     wait_until_gone(family)
 
 
+@pytest.mark.slow
 def test_failed_units_are_a_finding(project: Project) -> None:
     """An exercise in which queries failed ends with exit code 1, and the table is shown all the same."""
     one_connection_for_ten_jobs = {"DB_POOL_MAX": "1", "WORKER_DB_POOL_TIMEOUT": "0.2", "WORKER_MAX_JOBS": "10"}
@@ -257,6 +261,7 @@ def test_failed_units_are_a_finding(project: Project) -> None:
     assert "exercise: 10 of 10 jobs in" in fleet.process.output()
 
 
+@pytest.mark.slow
 def test_an_interrupted_exercise_is_no_success(project: Project) -> None:
     """`up --once` that is stopped before its exercise is done ends with exit code 1."""
     fleet = project.up("--exercise", "1000", "--once")
@@ -274,6 +279,7 @@ def test_bad_settings_are_told_before_anything_starts(project: Project) -> None:
     assert not project.data.exists()
 
 
+@pytest.mark.slow
 def test_a_table_is_drawn_on_a_terminal(project: Project, tether: Tether) -> None:
     """On a terminal the table and a progress bar are drawn below the log while the fleet runs."""
     ours, theirs = os.openpty()

@@ -126,6 +126,7 @@ async def test_jobs_under_way_at_any_moment(
         await _result(job)
 
 
+@pytest.mark.slow
 async def test_a_killed_workers_job_is_run_again(environ: dict[str, str], queue: ArqRedis, spawn: Spawner) -> None:
     """After kill -9 another worker runs the job, once its claim of job timeout + 10 s is over."""
     environ |= {"WORKER_JOB_TIMEOUT": "5"}
@@ -138,6 +139,7 @@ async def test_a_killed_workers_job_is_run_again(environ: dict[str, str], queue:
     assert (await _result(job, timeout_s=25)).process == _id(second)
 
 
+@pytest.mark.slow
 async def test_health_of_a_killed_worker(environ: dict[str, str], queue: ArqRedis, spawn: Spawner) -> None:
     """--health is 0 for a live worker, and 1 as soon as it is killed, with the reason on one line."""
     worker = await _up(spawn, environ)
@@ -153,6 +155,7 @@ async def test_health_of_a_killed_worker(environ: dict[str, str], queue: ArqRedi
     assert await _health(spawn, environ, "--pid", str(other.pid)) == (0, "")
 
 
+@pytest.mark.slow
 async def test_health_of_a_stuck_worker(environ: dict[str, str], queue: ArqRedis, spawn: Spawner) -> None:
     """--health is 1 within 20 s of a worker's being stopped, says that no heartbeat came, and is 0 when it goes on."""
     worker = await _up(spawn, environ)

@@ -241,6 +241,7 @@ def test_the_guard_is_told_of_starts_and_ends(tmp_path: Path) -> None:
         runs.stop()
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_passed_over(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """When somebody took the port between choice and start, each server starts on the next one."""
     secrecy.secrets.add(password := "correct horse battery staple".replace(" ", "-"))
