@@ -6,6 +6,7 @@ process (local/guard.py) holds one end of a pipe, and signals them when the othe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -62,12 +63,16 @@ class Child:
         self._process.send_signal(signum)
 
     def stop(self, *steps: tuple[signal.Signals, float]) -> int:
-        """Send each signal, waiting its seconds for the end, then SIGKILL. The exit code."""
+        """Send each signal, waiting its seconds for the end, then SIGKILL to it and its children. The exit code."""
         for signum, patience_s in steps:
             self.send(signum)
             code = self.wait(patience_s)
             if code is not None:
                 return code
+        if self._process.poll() is None:  # and so its number is still its own
+            # The group of its session: initdb's own `postgres` would go on writing into a folder that is removed.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         return self._seen(self._process.returncode) or 0
