@@ -134,8 +134,10 @@ class Registry:
             yield
         finally:
             heartbeat.cancel()
-            await asyncio.wait({heartbeat})
-            await self._goodbye()
+            await asyncio.wait({heartbeat}, timeout=GOODBYE_TIMEOUT_S)
+            # In a task of its own: in Python 3.11.2 (Debian 12) a timeout inside a cancelled task, redis-py's own among
+            # them, ends as another cancellation, and nobody would say goodbye.
+            await asyncio.wait({asyncio.create_task(self._goodbye())}, timeout=2 * GOODBYE_TIMEOUT_S)
 
     async def _beat_forever(self) -> None:
         failing = False
