@@ -100,7 +100,7 @@ async def _cancel_jobs(worker: Worker, running: asyncio.Task[None]) -> None:
     if unfinished:
         jobs = [job_id for job_id, task in worker.tasks.items() if not task.done()]
         logger.error("still unfinished %g s after cancelling, closing all the same; jobs: %s", CANCELLED_S, jobs)
-        # It goes on while the process closes its connections, and ends with the event loop.
+        # It goes on while the process closes its connections. One that swallows its cancellation keeps it from ending.
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
     for job_id, task in worker.tasks.items():
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
