@@ -117,6 +117,7 @@ def test_configured_servers_that_do_not_serve_are_told_in_a_line(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_stops_all_in_order(project: Project, signum: signal.Signals) -> None:
     """Ctrl-C or SIGTERM stops the processes, then the servers; exit code 0, and nothing is left running."""
     fleet = project.up("--workers", "2", "--bots", "1")
@@ -186,6 +187,7 @@ def test_a_process_that_does_not_stop_is_killed(project: Project) -> None:
 
 
 @pytest.mark.parametrize("kind", ["signal", "guard"])
+@pytest.mark.slow
 def test_sigkill_of_up_leaves_nothing_running(project: Project, spawn: Spawner, kind: str) -> None:
     """After `kill -9` of `up` no process of its fleet is left, with the parent-death signal as with the guard."""
     if kind == "guard":
@@ -201,6 +203,7 @@ def test_sigkill_of_up_leaves_nothing_running(project: Project, spawn: Spawner, 
     wait_until_gone(family)
 
 
+@pytest.mark.slow
 def test_a_run_after_a_killed_one_works_on_its_data(project: Project) -> None:
     """`up --once` after `kill -9` of another on the same data waits for what is left of that, and is up and done."""
     killed = project.up()
@@ -223,6 +226,7 @@ def test_a_second_up_in_the_same_folder_is_refused(project: Project) -> None:
     assert (project.data / "passwords.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again(project: Project) -> None:
     """A worker killed with SIGKILL is replaced by a new process, and the table counts the restart."""
     fleet = project.up("--workers", "2")
@@ -237,6 +241,7 @@ def test_a_killed_worker_is_started_again(project: Project) -> None:
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "Redis"])
+@pytest.mark.slow
 def test_the_end_of_a_server_is_the_end_of_up(project: Project, server: str) -> None:
     """A server that dies is named in one line, everything stops, and the exit code is 3."""
     fleet = project.up("--workers", "2", environ={"WORKER_SHUTDOWN_GRACE": "1"})

@@ -108,6 +108,7 @@ async def test_a_second_signal_ends_it_at_once(environ: dict[str, str], queue: A
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]], ids=["one", "two"])
+@pytest.mark.slow
 async def test_jobs_under_way_at_any_moment(
     environ: dict[str, str], queue: ArqRedis, spawn: Spawner, signals: list[signal.Signals]
 ) -> None:
