@@ -13,6 +13,11 @@ class Preset:
     title: str
     values: dict[str, tuple[str, str]]
 
+    @property
+    def lines(self) -> dict[str, str]:
+        """The variables and their values."""
+        return {variable: value for variable, (value, _) in self.values.items()}
+
     def as_env(self) -> str:
         """A complete block for `.env`, each setting with its reason."""
         lines = [f"# {self.name}: {self.title}"]

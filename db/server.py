@@ -94,6 +94,9 @@ async def connect(
     """
     where = target(settings, direct=direct)
     arguments = asyncpg_connect_kwargs(settings, direct=direct) | {"ssl": ssl_argument(settings)}
+    # In a pooler's transaction mode the next query may find another server connection, without the named statements
+    # of this one and with those of others.
+    arguments["statement_cache_size"] = 0
     if command_timeout_s is not None:
         arguments["command_timeout"] = command_timeout_s or None
 

@@ -1,12 +1,14 @@
-"""libpq's sslmode and sslrootcert as the `ssl` argument of asyncpg, which has no keyword for a root certificate."""
+"""libpq's sslmode and sslrootcert as arguments of the drivers, which have no keyword for a root certificate."""
 
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 from config.settings import Settings
 from db.errors import BadTLS
 
+LIBPQ_ROOT = ".postgresql/root.crt"  # in the home folder
 SYSTEM = "system"  # libpq's word for the operating system's own certificate authorities
 
 
@@ -27,6 +29,23 @@ def ssl_argument(settings: Settings) -> str | ssl.SSLContext:
         )
     if root is None or mode in ("disable", "allow", "prefer"):
         return mode
+    return _context(mode, root)
+
+
+def socket_tls(settings: Settings) -> ssl.SSLContext | bool | None:
+    """`ssl_context=` for pg8000: a context, True for TLS that checks nothing, None for TLS if there is any, or False.
+
+    `allow` is as `prefer`: TLS first. Without a root certificate looks where libpq looks. Raises BadTLS as above.
+    """
+    argument = ssl_argument(settings)
+    if isinstance(argument, ssl.SSLContext):
+        return argument
+    if argument in ("verify-ca", "verify-full"):
+        return _context(argument, str(Path.home() / LIBPQ_ROOT))
+    return {"disable": False, "require": True}.get(argument)
+
+
+def _context(mode: str, root: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = mode == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from redis.exceptions import RedisError
 
 from config import Settings
@@ -11,7 +9,7 @@ from config.exit_codes import ExitCode
 from config.settings import Role
 from fleet.errors import QueueLost, reason
 from fleet.queue import address, open_queue
-from fleet.registry import HEARTBEAT_S, REMEMBERED_S, Identity, ProcessEntry, read_registry
+from fleet.registry import HEARTBEAT_S, REMEMBERED_S, Identity, ProcessEntry, pid_exists, read_registry
 
 
 async def check_health(settings: Settings, role: Role, pid: int | None = None) -> tuple[ExitCode, str]:
@@ -38,7 +36,7 @@ async def check_health(settings: Settings, role: Role, pid: int | None = None) -
                 f"{wanted} is not in the registry: it never was, or left, or is silent for {REMEMBERED_S / 60:g} min",
             )
     else:
-        entries = [entry for entry in entries if entry.live or _exists(entry.pid)]
+        entries = [entry for entry in entries if entry.live or pid_exists(entry.pid)]
         if not entries:
             return ExitCode.FINDING, f"no {role} of {own.host} is in the registry"
     if faults := [fault for entry in entries if (fault := _fault(entry)) is not None]:
@@ -47,7 +45,7 @@ async def check_health(settings: Settings, role: Role, pid: int | None = None) -
 
 
 def _fault(entry: ProcessEntry) -> str | None:
-    if not _exists(entry.pid):
+    if not pid_exists(entry.pid):
         return f"{entry.id} is dead: there is no such process, and it left without goodbye"
     if not entry.live:
         return (
@@ -55,13 +53,3 @@ def _fault(entry: ProcessEntry) -> str | None:
             "it is stopped, its event loop is blocked, or it does not reach Redis"
         )
     return None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True

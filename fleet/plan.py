@@ -1,24 +1,27 @@
-"""How many connections a fleet takes, and what to do when they are too many. Pure arithmetic: no I/O, no clock.
+"""How many connections a fleet takes, against what the server has. Pure arithmetic: no I/O, no clock.
 
     total_peak = workers × pool_max + bots × bot_pool_max + overhead
     available  = max_connections − superuser_reserved − reserved      what ordinary roles can get at all
     usable     = ⌊available × (100 − head_room) / 100⌋                the head-room line
 
 A total `fits` up to usable, is `tight` up to available, and `over` above that. There is no other definition of these
-lines in the project: plan, check at start, alerts and advice share this one. Behind a pooler the processes'
-connections are its clients, and what the server sees are the pooler's own, and the overhead beside them.
+lines in the project: plan, check at start, alerts and advice share this one. Behind a pooler the total is of its
+clients, and what the server sees are the pooler's own connections. The overhead is counted on both sides: bot and
+interface go through the pooler, migrations and administrators past it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from config.exit_codes import ExitCode
+from config.groups import LARGEST_POOL
 from fleet.errors import FleetError
 
-POOLER_FROM_WORKERS = 10  # below, a pooler is more to run than it saves
-POOLED_POOL_MAX = 5  # each process's pool in front of a pooler: waiting there is cheaper than waiting in the server
+OVERHEAD = 10  # connections
+LARGEST_SERVER = 262_143  # max_connections; PostgreSQL takes no more
+LARGEST_INT = 2**31 - 1  # of PgBouncer's settings
 
 
 class Verdict(StrEnum):
@@ -45,12 +48,13 @@ class Demand:
     bots: int = 0  # beside the one that is part of the overhead
     bot_pool_max: int = 10
     bot_pool_min: int = 0
-    overhead: int = 10  # connections of the bot, an interface, migrations and an administrator together
+    overhead: int = OVERHEAD  # connections of the bot, an interface, migrations and an administrator together
     surge: int = 2  # during a deployment: old and new processes of a role side by side; 1 if the old stop first
+    legacy: bool = False  # DATABASE_URL fixes the pools: no setting of a pool may stand beside it
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "workers", "pool_max", "bot_pool_max", "surge")
-        _at_least(0, self, "bots", "overhead", "pool_min", "bot_pool_min")
+        _within(1, LARGEST_POOL, self, "workers", "pool_max", "bot_pool_max", "surge")
+        _within(0, LARGEST_POOL, self, "bots", "overhead", "pool_min", "bot_pool_min")
         for low, high in (("pool_min", "pool_max"), ("bot_pool_min", "bot_pool_max")):
             if getattr(self, low) > getattr(self, high):
                 raise PlanError(
@@ -85,10 +89,9 @@ class Supply:
     memory_per_connection_mb: int = 10  # a backend's own memory under ordinary work, without shared buffers
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "max_connections")
-        _at_least(0, self, "superuser_reserved", "reserved", "head_room_percent", "memory_per_connection_mb")
-        if self.head_room_percent > 99:
-            raise PlanError(f"head_room_percent={self.head_room_percent} is greater than 99: give 0 to 99")
+        _within(1, LARGEST_SERVER, self, "max_connections")
+        _within(0, LARGEST_SERVER, self, "superuser_reserved", "reserved", "memory_per_connection_mb")
+        _within(0, 99, self, "head_room_percent")
         if self.available < 1:
             raise PlanError(
                 f"max_connections={self.max_connections} is not greater than the "
@@ -120,12 +123,28 @@ class Supply:
             return Verdict.OVER
         return Verdict.TIGHT if connections > self.usable else Verdict.FITS
 
-    def raised_for(self, connections: int) -> Supply:
-        """The smallest supply, not smaller than this one, in which so many connections fit."""
+    def raised_for(self, connections: int) -> Supply | None:
+        """The smallest supply, not smaller than this one, in which so many connections fit; None if there is none."""
         needed = -(-connections * 100 // (100 - self.head_room_percent))  # rounded up
-        return replace(
-            self, max_connections=max(self.max_connections, needed + self.superuser_reserved + self.reserved)
-        )
+        needed += self.superuser_reserved + self.reserved
+        return None if needed > LARGEST_SERVER else replace(self, max_connections=max(self.max_connections, needed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledDatabase:
+    """One database of PgBouncer's, with its own settings; None = as for all. PgBouncer has a pool for each user."""
+
+    name: str = ""
+    users: int = 1
+    pool_size: int | None = None
+    reserve_pool_size: int | None = None
+    max_db_connections: int | None = None
+
+    def __post_init__(self) -> None:
+        _within(1, LARGEST_INT, self, "users")
+        for name, least in (("pool_size", 1), ("reserve_pool_size", 0), ("max_db_connections", 0)):
+            if getattr(self, name) is not None:
+                _within(least, LARGEST_INT, self, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,41 +153,56 @@ class Pooler:
 
     default_pool_size: int = 25
     reserve_pool_size: int = 5
-    pairs: int = 1  # databases × users: PgBouncer has a pool for each
     max_client_conn: int = 1000
-    max_db_connections: int = 0  # 0 = no limit; of all pairs together, for one database
+    max_db_connections: int = 0  # 0 = no limit; of each database, all its users together
+    databases: tuple[PooledDatabase, ...] = field(default_factory=lambda: (PooledDatabase(),))
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "default_pool_size", "pairs", "max_client_conn")
-        _at_least(0, self, "reserve_pool_size", "max_db_connections")
+        _within(1, LARGEST_INT, self, "default_pool_size", "max_client_conn")
+        _within(0, LARGEST_INT, self, "reserve_pool_size", "max_db_connections")
+
+    @property
+    def pools(self) -> int:
+        """Pairs of a database and a user."""
+        return sum(database.users for database in self.databases)
 
     @property
     def servers(self) -> int:
         """Connections to the server at most."""
-        pools = self.pairs * (self.default_pool_size + self.reserve_pool_size)
-        return min(pools, self.max_db_connections) if self.max_db_connections else pools
+        return sum(self._servers(database) for database in self.databases)
 
+    def _servers(self, database: PooledDatabase) -> int:
+        size = self.default_pool_size if database.pool_size is None else database.pool_size
+        reserve = self.reserve_pool_size if database.reserve_pool_size is None else database.reserve_pool_size
+        limit = self.max_db_connections if database.max_db_connections is None else database.max_db_connections
+        pools = database.users * (size + reserve)
+        return min(pools, limit) if limit else pools
 
-@dataclass(frozen=True, slots=True)
-class WayOut:
-    """One change after which the plan fits: settings to write into `.env`, and what it costs."""
-
-    name: str
-    env: dict[str, str]
-    command: str
-    costs: str
-    memory_mb: int  # of the server, with all its connections in use
-    plan: Plan  # with the change applied
+    def verdict(self, clients: int) -> Verdict:
+        """How so many clients stand to those that it lets in; they need no head room."""
+        return Verdict.OVER if clients > self.max_client_conn else Verdict.FITS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A fleet against a server, perhaps behind a pooler. `now` is what the server has at this moment, if known."""
+    """A fleet against a server, perhaps behind a pooler. `now` is what the server has at this moment, if known.
+
+    Raises PlanError for a pool that alone is larger than the server, which is a slip of the keyboard.
+    """
 
     demand: Demand
     supply: Supply
     pooler: Pooler | None = None
     now: int | None = None
+
+    def __post_init__(self) -> None:
+        most = self.supply.max_connections
+        for name in ("pool_max", "bot_pool_max") if self.demand.bots else ("pool_max",):
+            if self.pooler is None and getattr(self.demand, name) > most:
+                raise PlanError(
+                    f"{name}={getattr(self.demand, name)} is greater than max_connections={most}: "
+                    f"lower {name} or raise max_connections"
+                )
 
     @property
     def total_idle(self) -> int:
@@ -177,7 +211,7 @@ class Plan:
 
     @property
     def total_peak(self) -> int:
-        """Connections of the whole fleet with all pools full, and the overhead."""
+        """Connections of the whole fleet with all pools full, and the overhead; behind a pooler, its clients."""
         return self.demand.peak + self.demand.overhead
 
     @property
@@ -197,118 +231,57 @@ class Plan:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the peak."""
-        return self._verdict(self.demand.peak)
+        """Of the peak: the server's, or `over` if a pooler lets in fewer clients."""
+        return self._verdict(self.total_peak, self.servers_peak)
 
     @property
     def verdict_deploy(self) -> Verdict:
         """Of the peak of a deployment."""
-        return self._verdict(self.demand.deploy)
+        return self._verdict(self.total_deploy, self.servers_deploy)
 
     @property
     def max_workers(self) -> int:
         """The most workers of this pool that still fit; 0 if none does."""
-        room = self._most_connections() - self.demand.bots * self.demand.bot_pool_max
-        return max(0, room // self.demand.pool_max)
+        return self._most_of(self.demand.pool_max)
 
     @property
     def max_pool(self) -> int:
         """The largest pool of so many workers that still fits; 0 if none does."""
-        room = self._most_connections() - self.demand.bots * self.demand.bot_pool_max
-        return max(0, room // self.demand.workers)
-
-    def ways_out(self) -> tuple[WayOut, ...]:
-        """The changes of one kind after which the peak fits; none if it does already."""
-        if self.verdict is Verdict.FITS:
-            return ()
-        ways = (self._smaller_pools(), self._larger_server(), self._with_pooler())
-        return tuple(way for way in ways if way is not None)
+        return self._most_of(self.demand.workers)
 
     def _servers(self, connections: int) -> int:
         if self.pooler is not None:
             connections = min(connections, self.pooler.servers)
         return connections + self.demand.overhead
 
-    def _verdict(self, connections: int) -> Verdict:
-        if self.pooler is not None and connections > self.pooler.max_client_conn:
+    def _verdict(self, clients: int, servers: int) -> Verdict:
+        if self.pooler is not None and self.pooler.verdict(clients) is Verdict.OVER:
             return Verdict.OVER
-        return self.supply.verdict(self._servers(connections))
+        return self.supply.verdict(servers)
+
+    def _most_of(self, each: int) -> int:
+        """How many times so many connections of workers fit, as far as there may be so many."""
+        room = self._most_connections() - self.demand.bots * self.demand.bot_pool_max
+        return max(0, min(LARGEST_POOL, room // each))
 
     def _most_connections(self) -> int:
         """The most connections of the processes that fit; negative if the overhead alone does not."""
         room = self.supply.usable - self.demand.overhead
         if self.pooler is None:
             return room
-        if self.pooler.servers <= room:
-            return self.pooler.max_client_conn
-        return min(room, self.pooler.max_client_conn)
-
-    def _smaller_pools(self) -> WayOut | None:
-        if self.max_pool < 1:
-            return None
-        pool_max = self.max_pool
-        pool_min = min(self.demand.pool_min, pool_max)
-        prefix = "WORKER_" if self.demand.bots else ""
-        env = {f"{prefix}DB_POOL_MAX": str(pool_max)}
-        if pool_min < self.demand.pool_min:
-            env[f"{prefix}DB_POOL_MIN"] = str(pool_min)
-        return WayOut(
-            name="smaller pools",
-            env=env,
-            command=f"docker compose up -d --scale worker={self.demand.workers}",
-            costs=f"fewer jobs at once in each worker: {pool_max} instead of {self.demand.pool_max}",
-            memory_mb=self.supply.memory_mb,
-            plan=replace(self, demand=replace(self.demand, pool_max=pool_max, pool_min=pool_min)),
-        )
-
-    def _larger_server(self) -> WayOut | None:
-        if self.pooler is not None and self.demand.peak > self.pooler.max_client_conn:
-            return None  # the pooler is what is too small
-        supply = self.supply.raised_for(self.servers_peak)
-        more_mb = supply.memory_mb - self.supply.memory_mb
-        return WayOut(
-            name="a larger max_connections",
-            env={"POSTGRES_MAX_CONNECTIONS": str(supply.max_connections)},
-            command="docker compose up -d postgres",
-            costs=f"a restart of PostgreSQL (a reload is not enough) and up to {more_mb} MB more memory there",
-            memory_mb=supply.memory_mb,
-            plan=replace(self, supply=supply),
-        )
-
-    def _with_pooler(self) -> WayOut | None:
-        room = self.supply.usable - self.demand.overhead
-        if self.pooler is not None or self.demand.workers < POOLER_FROM_WORKERS or room < 1:
-            return None
-        default = Pooler()
-        reserve = default.reserve_pool_size if room > default.reserve_pool_size else 0
-        pool_max = min(self.demand.pool_max, POOLED_POOL_MAX)
-        demand = replace(self.demand, pool_max=pool_max, pool_min=min(self.demand.pool_min, pool_max))
-        pooler = Pooler(
-            default_pool_size=min(default.default_pool_size, room - reserve),
-            reserve_pool_size=reserve,
-            max_client_conn=max(default.max_client_conn, demand.deploy),
-        )
-        env = {
-            "COMPOSE_PROFILES": "pgbouncer",
-            "DB_POOL_MAX": str(pool_max),
-            "PGBOUNCER_DEFAULT_POOL_SIZE": str(pooler.default_pool_size),
-            "PGBOUNCER_RESERVE_POOL_SIZE": str(pooler.reserve_pool_size),
-            "PGBOUNCER_MAX_CLIENT_CONN": str(pooler.max_client_conn),
-        }
-        if demand.pool_min < self.demand.pool_min:
-            env["DB_POOL_MIN"] = str(demand.pool_min)
-        return WayOut(
-            name="PgBouncer",
-            env=env,
-            command=f"docker compose up -d --scale worker={self.demand.workers}",
-            costs=f"one more service; {demand.peak} connections of the processes share {pooler.servers} of the server",
-            memory_mb=self.supply.memory_mb,
-            plan=replace(self, demand=demand, pooler=pooler),
-        )
+        clients = self.pooler.max_client_conn - self.demand.overhead
+        return clients if self.pooler.servers <= room else min(room, clients)
 
 
-def _at_least(bound: int, numbers: object, *names: str) -> None:
+def overhead_with(bot_pool_max: int) -> int:
+    """The usual overhead; its bot's pool alone if that is larger."""
+    return max(OVERHEAD, bot_pool_max)
+
+
+def _within(least: int, most: int, numbers: object, *names: str) -> None:
     for name in names:
         value = getattr(numbers, name)
-        if value < bound:
-            raise PlanError(f"{name}={value} is less than {bound}: give {bound} or more")
+        if value < least:
+            raise PlanError(f"{name}={value} is less than {least}: give {least} or more")
+        if value > most:
+            raise PlanError(f"{name}={value} is greater than {most}: give {most} or less")

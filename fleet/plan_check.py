@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 
-import asyncpg
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
-from tortoise.exceptions import BaseORMException
 
 from config import Settings
 from config.exit_codes import ExitCode
 from config.groups import DatabaseSettings
 from db.database import Database
+from db.errors import DRIVER_ERRORS, DatabaseError
 from db.server import ServerReport, connect, read_server
-from fleet.errors import FleetError
-from fleet.plan import Demand, Plan, Supply, Verdict
-from fleet.registry import ProcessEntry, read_fleet
+from fleet.errors import FleetError, reason
+from fleet.plan import Plan, PlanError, Supply, Verdict
+from fleet.plan_inputs import demand_of, from_fleet, from_settings
+from fleet.registry import LIVE_S, Identity, ProcessEntry, read_earlier
+from fleet.ways_out import ways_out
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5  # between two looks at processes of which it is not sure that they live
+CANNOT_TELL = (RedisError, *DRIVER_ERRORS, DatabaseError, FleetError)
 
 
 class FleetTooLarge(FleetError):
@@ -33,11 +39,12 @@ class DeploymentTooLarge(FleetError):
     exit_code = ExitCode.FINDING
 
 
-async def check_plan(settings: Settings, database: Database, queue: ArqRedis) -> None:
+async def check_plan(settings: Settings, database: Database, queue: ArqRedis, identity: Identity) -> None:
     """Log this process's share; where the fleet does not fit, warn, or with PLAN_CHECK=error raise FleetTooLarge.
 
-    Call it when this process is in the registry: processes that start together then count each other. Whatever
-    cannot be read is one warning, and the process goes on: a check must not be what stops a fleet.
+    Call it when this process is in the registry. It counts itself and those that entered before it: of processes that
+    start together the first ones find room, and the others find it taken. Whatever cannot be read is one warning, and
+    the process goes on: a check must not be what stops a fleet.
     """
     if settings.fleet.plan_check == "off":
         return
@@ -46,14 +53,15 @@ async def check_plan(settings: Settings, database: Database, queue: ArqRedis) ->
         return
     try:
         async with database.client.acquire_connection() as connection:
-            server = await read_server(connection)
-        fleet = await read_fleet(queue)
-    except (RedisError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BaseORMException, FleetError) as error:
-        logger.warning("PLAN_CHECK: cannot tell whether the fleet fits: %s: %s", type(error).__name__, error)
+            supply = supply_of(await read_server(connection))
+        fleet = await read_earlier(queue, identity)
+        logger.info("%s", share_line(settings.db.pool_max, fleet, supply))
+        if settings.fleet.plan_check == "error":
+            fleet = await _without_the_dead(queue, identity, fleet, supply)
+    except CANNOT_TELL as error:
+        logger.warning("PLAN_CHECK: cannot tell whether the fleet fits: %s: %s", type(error).__name__, reason(error))
         return
-    supply = supply_of(server)
-    logger.info("%s", share_line(settings.db.pool_max, fleet, supply))
-    problem = too_large(fleet, supply)
+    problem = too_large(fleet, supply, legacy=settings.legacy)
     if problem is None:
         return
     if settings.fleet.plan_check == "error":
@@ -61,25 +69,49 @@ async def check_plan(settings: Settings, database: Database, queue: ArqRedis) ->
     logger.warning("%s", problem)
 
 
-async def check_deployment(worker: Settings) -> str | None:
+async def _without_the_dead(
+    queue: ArqRedis, identity: Identity, fleet: list[ProcessEntry], supply: Supply
+) -> list[ProcessEntry]:
+    """The fleet as it is when it fits, or when each of its processes has shown that it lives; within LIVE_S.
+
+    A process that died without goodbye stays in the registry for LIVE_S: the one that replaces it must not be refused
+    for that. Those of this host need show nothing: read_earlier sees that they exist.
+    """
+    started = time.monotonic()
+
+    def unsure() -> list[str]:
+        elapsed = time.monotonic() - started
+        return [entry.id for entry in fleet if entry.host != identity.host and entry.silent_s >= elapsed]
+
+    if not _fits(fleet, supply) and (waited_for := unsure()):
+        logger.info("PLAN_CHECK: too large, waits up to %g s for a sign of %s", LIVE_S, ", ".join(waited_for))
+    while not _fits(fleet, supply) and unsure():
+        await asyncio.sleep(LOOK_S)
+        fleet = await read_earlier(queue, identity)
+    return fleet
+
+
+async def check_deployment(settings: Settings, worker: Settings, bot: Settings) -> str | None:
     """What is wrong with WORKERS × a worker's pool on this server, and the ways out; None if it fits.
 
-    For the step before a deployment: nobody need be alive. Raises DatabaseError if the server cannot be asked.
+    For the step before a deployment: nobody need be alive. `settings` are those to ask the server with. Raises one of
+    CANNOT_TELL if it cannot be asked.
     """
-    workers = worker.fleet.workers
-    if workers is None or worker.fleet.plan_check == "off" or is_pooled(worker.db):
+    if worker.fleet.workers is None or worker.fleet.plan_check == "off" or is_pooled(worker.db):
         return None
-    async with connect(worker, direct=True, patient=True) as connection:
-        server = await read_server(connection)
-    demand = Demand(workers=workers, pool_max=worker.db.pool_max, pool_min=worker.db.pool_min)
-    plan = Plan(demand, supply_of(server))
+    async with connect(settings, direct=True, patient=True) as connection:
+        supply = supply_of(await read_server(connection))
+    demand = demand_of({"workers": worker.fleet.workers, **from_settings(worker, bot)}, legacy=worker.legacy)
+    try:
+        plan = Plan(demand, supply)
+    except PlanError as error:  # one pool alone is larger than the server
+        return f"WORKERS={demand.workers}: {error}"
     if plan.verdict is not Verdict.OVER:
         return None
-    ways = "; or ".join(" ".join(f"{name}={value}" for name, value in way.env.items()) for way in plan.ways_out())
-    total = f"{plan.total_peak} connections, available {plan.supply.available}"
     return (
-        f"WORKERS={workers} × DB_POOL_MAX={demand.pool_max} + {demand.overhead} overhead = {total}"
-        f" of max_connections={plan.supply.max_connections}: set {ways}"
+        f"WORKERS={demand.workers} × DB_POOL_MAX={demand.pool_max} + {demand.overhead} overhead"
+        f" = {plan.total_peak} connections, available {supply.available} of max_connections={supply.max_connections}:"
+        f" {_remedy(plan)}"
     )
 
 
@@ -89,7 +121,7 @@ def is_pooled(db: DatabaseSettings) -> bool:
 
 
 def supply_of(server: ServerReport) -> Supply:
-    """What the server gives, as the plan counts it."""
+    """What the server gives, as the plan counts it. Raises PlanError if no server can be so."""
     return Supply(
         max_connections=server.max_connections,
         superuser_reserved=server.superuser_reserved,
@@ -102,19 +134,31 @@ def share_line(pool_max: int, fleet: Sequence[ProcessEntry], supply: Supply) -> 
     return f"up to {pool_max} of {supply.usable} usable; {_sum(fleet)}"
 
 
-def too_large(fleet: Sequence[ProcessEntry], supply: Supply) -> str | None:
-    """What is wrong and what to do where the live pools may open more than the server has; else None."""
-    total = sum(entry.pool.limit for entry in fleet)
-    if supply.verdict(total) is not Verdict.OVER:
+def too_large(fleet: Sequence[ProcessEntry], supply: Supply, *, legacy: bool = False) -> str | None:
+    """What is wrong and what to do where the live pools may open more than the server has; else None.
+
+    The ways out are those of `poolctl plan --live`. `legacy`: DATABASE_URL fixes the pools.
+    """
+    if _fits(fleet, supply):
         return None
-    each = supply.usable // max(1, len(fleet))
-    lower = f"lower DB_POOL_MAX to {each}, " if each else ""
-    raised = supply.raised_for(total).max_connections
+    try:
+        numbers = {"workers": 0, "pool_max": 1, **from_fleet(fleet)}
+        remedy = _remedy(Plan(demand_of(numbers, legacy=legacy), supply))
+    except PlanError:  # no worker lives, or the mean pool alone is larger than the server
+        remedy = "lower the largest DB_POOL_MAX, or run fewer processes"
     return (
         f"the fleet is too large for the server: {_sum(fleet)}, available {supply.available} of"
-        f" max_connections={supply.max_connections}: {lower}run fewer processes, raise max_connections to {raised},"
-        f" or put a pooler in between (`poolctl plan --live` shows each)"
+        f" max_connections={supply.max_connections}: {remedy} (`poolctl plan --live` says more)"
     )
+
+
+def _fits(fleet: Sequence[ProcessEntry], supply: Supply) -> bool:
+    return supply.verdict(sum(entry.pool.limit for entry in fleet)) is not Verdict.OVER
+
+
+def _remedy(plan: Plan) -> str:
+    ways = [" ".join(f"{name}={value}" for name, value in way.changes.items()) for way in ways_out(plan)]
+    return ", or ".join([*(f"set {way}" for way in ways), "run fewer workers"])
 
 
 def _sum(fleet: Sequence[ProcessEntry]) -> str:

@@ -48,7 +48,7 @@ async def open_process(
     async with open_database(settings) as database, open_queue(settings) as queue:
         registry = Registry(queue, Identity.own(settings.role), database.pool_snapshot, job_counts)
         async with registry.announced():
-            await check_plan(settings, database, queue)
+            await check_plan(settings, database, queue, registry.identity)
             logger.info("%s is up", registry.identity.id)
             yield Process(settings, database, queue, registry)
     logger.info("%s is down", registry.identity.id)

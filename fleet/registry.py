@@ -1,4 +1,7 @@
-"""The list of the fleet's processes, in Redis: each announces itself with a heartbeat, everyone may read it."""
+"""The list of the fleet's processes, in Redis: each announces itself with a heartbeat, everyone may read it.
+
+Beside the entries there is the order in which their processes came.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ REMEMBERED_S = 60 * 60.0
 GOODBYE_TIMEOUT_S = 1.0
 
 INDEX_KEY = "fleet:processes"
+ORDER_KEY = "fleet:order"  # their ids, as they entered
 KEY_PREFIX = "fleet:process:"
 
 
@@ -124,7 +128,7 @@ class Registry:
         goes on.
         """
         try:
-            await self._beat(loop_lag_s=0.0)
+            await self._beat(loop_lag_s=0.0, enters=True)
         except (RedisError, OSError) as error:
             raise QueueLost(
                 f"{self.identity.id} cannot enter the registry ({reason(error)}): Redis must be reachable and writable"
@@ -156,7 +160,7 @@ class Registry:
                     logger.info("heartbeat of %s is back", self.identity.id)
                 failing = False
 
-    async def _beat(self, loop_lag_s: float) -> None:
+    async def _beat(self, loop_lag_s: float, *, enters: bool = False) -> None:
         entry = ProcessEntry(
             role=self.identity.role,
             host=self.identity.host,
@@ -171,6 +175,9 @@ class Registry:
         async with self._queue.pipeline(transaction=True) as pipe:
             pipe.set(KEY_PREFIX + entry.id, raw, px=int(REMEMBERED_S * 1000))
             pipe.sadd(INDEX_KEY, entry.id)
+            if enters:
+                pipe.lrem(ORDER_KEY, 0, entry.id)  # of a dead one of the same id, as each in a container has pid 1
+                pipe.rpush(ORDER_KEY, entry.id)
             await pipe.execute()
 
     async def _goodbye(self) -> None:
@@ -178,6 +185,7 @@ class Registry:
             async with asyncio.timeout(GOODBYE_TIMEOUT_S), self._queue.pipeline(transaction=True) as pipe:
                 pipe.delete(KEY_PREFIX + self.identity.id)
                 pipe.srem(INDEX_KEY, self.identity.id)
+                pipe.lrem(ORDER_KEY, 0, self.identity.id)
                 await pipe.execute()
         except (RedisError, OSError) as error:
             logger.warning("%s could not leave the registry: %s", self.identity.id, reason(error))
@@ -186,6 +194,19 @@ class Registry:
 async def read_fleet(queue: ArqRedis) -> list[ProcessEntry]:
     """The live processes of the fleet, by id. Raises RedisError where Redis cannot be reached."""
     return [entry for entry in await read_registry(queue) if entry.live]
+
+
+async def read_earlier(queue: ArqRedis, identity: Identity) -> list[ProcessEntry]:
+    """The live processes without those that entered after `identity`, which is among them itself, by id.
+
+    Of two that enter at the same moment one sees the other, whichever of them looks first. A process of this host that
+    is gone is left out, though it said no goodbye. Raises RedisError where Redis cannot be reached.
+    """
+    fleet = await read_fleet(queue)
+    order = [raw.decode(errors="replace") for raw in await _answer(queue.lrange(ORDER_KEY, 0, -1))]
+    later = order[order.index(identity.id) + 1 :] if identity.id in order else []
+    here = socket.gethostname()
+    return [entry for entry in fleet if entry.id not in later and (entry.host != here or pid_exists(entry.pid))]
 
 
 async def read_registry(queue: ArqRedis) -> list[ProcessEntry]:
@@ -204,9 +225,21 @@ async def read_registry(queue: ArqRedis) -> list[ProcessEntry]:
     for process_id, raw, remaining_ms in zip(ids, answers[::2], answers[1::2], strict=True):
         if raw is None:  # forgotten: should it live after all, its next heartbeat puts it back
             await _answer(queue.srem(INDEX_KEY, process_id))
+            await _answer(queue.lrem(ORDER_KEY, 0, process_id))
         elif (entry := _read(process_id, raw, REMEMBERED_S - remaining_ms / 1000)) is not None:
             entries.append(entry)
     return entries
+
+
+def pid_exists(pid: int) -> bool:
+    """Whether this host has such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def _read(process_id: str, raw: bytes, silent_s: float) -> ProcessEntry | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import typer
 from redis.exceptions import RedisError
@@ -19,7 +18,7 @@ from fleet.errors import FleetError, QueueLost
 from fleet.queue import address, open_queue
 from fleet.registry import ProcessEntry, read_fleet
 from poolctl.findings import Finding, Reading, find, may_open
-from poolctl.role import RoleOption
+from poolctl.role import RoleOption, as_poolctl
 from poolctl.screen import open_screen, plain_table
 
 
@@ -34,7 +33,7 @@ def check(role: RoleOption = "worker") -> None:
 
 async def read(settings: Settings) -> Reading:
     """Ask the server, a process's own way to it, the schema, and the fleet. Raises DatabaseError if unreachable."""
-    ours = _as_poolctl(settings)
+    ours = as_poolctl(settings)
     async with connect(ours, direct=True) as connection:
         server = await read_server(connection)
     schema = None
@@ -54,15 +53,6 @@ async def _read_fleet(settings: Settings) -> Sequence[ProcessEntry] | FleetError
         return error
     except (RedisError, OSError) as error:
         return QueueLost(f"Redis at {address(settings.redis)} went away: {error}")
-
-
-def _as_poolctl(settings: Settings) -> Settings:
-    """The role's settings with a pool of one, under a name that is not taken for one of the role's processes."""
-    name = settings.db.application_name.replace(settings.role, "poolctl", 1)
-    return replace(
-        settings,
-        db=settings.db.model_copy(update={"pool_min": 1, "pool_max": 1, "application_name": name}),
-    )
 
 
 def show(reading: Reading, findings: Sequence[Finding]) -> None:

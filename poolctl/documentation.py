@@ -12,7 +12,7 @@ from pathlib import Path
 from config.presets import PRESETS
 from config.reference import env_example, markdown_table
 from fleet.plan import Demand, Plan, Pooler, Supply
-from poolctl.plan_chart import draw
+from poolctl.plan_picture import draw
 
 CHARTS: dict[str, Plan] = {
     "docs/scaling-5x10.svg": Plan(Demand(workers=5, pool_max=10, pool_min=2), Supply()),

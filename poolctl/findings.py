@@ -58,7 +58,9 @@ def find(reading: Reading) -> Iterator[Finding]:
             f"DB_POOL_MAX={db.pool_max} of one process is more than the {available} available connections of the"
             " server: lower DB_POOL_MAX, or raise max_connections"
         )
-    if not isinstance(reading.fleet, FleetError) and (problem := too_large(reading.fleet, supply)) is not None:
+    if isinstance(reading.fleet, FleetError):
+        return
+    if (problem := too_large(reading.fleet, supply, legacy=reading.settings.legacy)) is not None:
         yield Finding(problem)
 
 

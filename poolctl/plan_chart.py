@@ -1,32 +1,24 @@
-"""A plan as a chart, connections against workers: a picture, or text for a terminal."""
+"""A plan as a chart, connections against workers: what is drawn where, with which words. Pure.
+
+A terminal shows it as text, by `plot`; plan_picture.py paints it.
+"""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil, floor, log10
-from pathlib import Path
-from typing import TYPE_CHECKING
+from math import ceil, floor, inf, log10
 
-from fleet.plan import Plan, PlanError, WayOut
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from config.groups import LARGEST_POOL
+from fleet.plan import Plan, Verdict
+from fleet.ways_out import WayOut, ways_out
 
 SAMPLES = 500  # of a line; a picture shows no more
 NARROWEST = 40  # columns
 ROWS = 20  # of the plot in a terminal, without title and axis
 SHORT_BELOW = 100  # columns; long labels would leave too little for the lines
-
-# A picture's measures, in points. Labels are placed on a grid of cells by what their letters need at most.
-PICTURE = (720.0, 400.0)
-AXES = (48.0, 44.0, 400.0, 300.0)  # left, bottom, width, height
-CELL = 4.0
-LETTER = (5.6, 13.0)
-FONT = 9.0
 
 Point = tuple[float, float]  # workers, connections
 Cell = tuple[int, int]  # column from the left, row from below
@@ -97,18 +89,17 @@ class Chart:
 
 
 def chart_of(plan: Plan) -> Chart:
-    """The geometry of a plan's chart, shared by both outputs. Pure."""
+    """The geometry of a plan's chart, shared by both outputs."""
     demand, supply, pooler = plan.demand, plan.supply, plan.pooler
-    ways = tuple(enumerate(plan.ways_out(), 1))
-    at_clients = pooler is not None and demand.peak > pooler.max_client_conn
-    of_deployment = (
-        _clients_deploy if pooler is not None and demand.deploy > pooler.max_client_conn else _servers_deploy
-    )
+    ways = tuple(enumerate(ways_out(plan), 1))
+    most_clients = inf if pooler is None else pooler.max_client_conn
+    of_peak = _clients if plan.total_peak > most_clients else _servers_peak
+    of_deployment = _clients_deploy if plan.total_deploy > most_clients else _servers_deploy
     workers = _last_worker(plan)
     last = _with_workers(plan, workers)
     highest = [last.servers_peak, of_deployment(plan), supply.available, *(w.plan.supply.usable for _, w in ways)]
     if pooler is not None:
-        highest.append(last.demand.peak)
+        highest += [last.total_peak, *(_most_clients(w) for _, w in ways if _most_clients(w) > most_clients)]
     connections = 1.08 * max(highest)  # so that nothing lies on the upper edge
 
     def rising(sign: str, label: str, short: str, of: Callable[[Plan], int], on: Plan = plan) -> Line:
@@ -116,26 +107,30 @@ def chart_of(plan: Plan) -> Chart:
         points = [(float(number), float(of(_with_workers(on, number)))) for number in sorted(numbers)]
         return Line(sign, label, short, _below(connections, _bends(points)))
 
-    def level(sign: str, name: str, height: int, why: str) -> Line:
-        return Line(sign, f"{name} {height}{why}", f"{name} {height}", ((0, height), (workers, height)))
+    def level(sign: str, label: str, short: str, height: int) -> Line:
+        return Line(sign, label, short, ((0, height), (workers, height)))
 
     def way_out(number: int, way: WayOut) -> Line:
         sign, prefix, pools = str(number), f"way out {number}: ", f"pools of {way.plan.demand.pool_max}"
         if way.plan.supply != supply:
-            most, usable = way.plan.supply.max_connections, way.plan.supply.usable
-            line = level(sign, "usable", usable, f", max_connections={most}")
-            return replace(line, label=prefix + line.label)
+            raised = way.plan.supply
+            label = f"{prefix}usable {raised.usable}, max_connections={raised.max_connections}"
+            return level(sign, label, f"usable {raised.usable}", raised.usable)
+        if _most_clients(way) > most_clients:
+            label = f"max_client_conn {_most_clients(way)}"
+            return level(sign, prefix + label, f"at most {_most_clients(way)}", _most_clients(way))
         if way.plan.pooler != pooler:
             return rising(sign, f"{prefix}{way.name}, {pools}", way.name, _servers_peak, way.plan)
-        return rising(sign, prefix + pools, pools, _clients if at_clients else _servers_peak, way.plan)
+        return rising(sign, prefix + pools, pools, of_peak, way.plan)
 
+    available, usable = f"available {supply.available}", f"usable {supply.usable}"
     lines = [
-        level("=", "available", supply.available, f" of max_connections={supply.max_connections}"),
-        level("-", "usable", supply.usable, f", {supply.head_room_percent} % head room"),
+        level("=", f"{available} of max_connections={supply.max_connections}", available, supply.available),
+        level("-", f"{usable}, {supply.head_room_percent} % head room", usable, supply.usable),
     ]
     if pooler is not None and pooler.max_client_conn <= connections:
-        most_clients = level("~", "max_client_conn", pooler.max_client_conn, "")
-        lines.append(replace(most_clients, short=f"at most {pooler.max_client_conn}"))
+        most = pooler.max_client_conn
+        lines.append(level("~", f"max_client_conn {most}", f"at most {most}", most))
     lines += [way_out(number, way) for number, way in ways]
     if demand.surge > 1:
         lines.append(rising(".", f"peak of a deployment (× {demand.surge})", "deployment", of_deployment))
@@ -157,11 +152,15 @@ def _servers_deploy(plan: Plan) -> int:
 
 
 def _clients(plan: Plan) -> int:
-    return plan.demand.peak
+    return plan.total_peak
 
 
 def _clients_deploy(plan: Plan) -> int:
-    return plan.demand.deploy
+    return plan.total_deploy
+
+
+def _most_clients(way: WayOut) -> int:
+    return 0 if way.plan.pooler is None else way.plan.pooler.max_client_conn
 
 
 def _with_workers(plan: Plan, workers: int) -> Plan:
@@ -173,7 +172,7 @@ def _last_worker(plan: Plan) -> int:
     edge = plan.max_workers
     if plan.pooler is not None:
         edge = min(edge, ceil(plan.pooler.servers / plan.demand.pool_max))
-    return max(4, ceil(1.5 * max(plan.demand.workers, edge)))
+    return min(LARGEST_POOL, max(4, ceil(1.5 * max(plan.demand.workers, edge))))
 
 
 def _title(plan: Plan) -> Iterator[str]:
@@ -181,11 +180,11 @@ def _title(plan: Plan) -> Iterator[str]:
     processes = f"{_counted(demand.workers)} × {demand.pool_max}"
     if demand.bots:
         processes += f" + {demand.bots} × {demand.bot_pool_max}"
+    processes += f" + {demand.overhead} = {plan.total_peak}"
     if plan.pooler is None:
-        total = f"{processes} + {demand.overhead} = {plan.total_peak} connections"
+        total = f"{processes} connections"
     else:
-        clients = f"{demand.peak} of {plan.pooler.max_client_conn} clients of PgBouncer"
-        total = f"{processes} = {clients}, {plan.servers_peak} connections at the server"
+        total = f"{processes} of {plan.pooler.max_client_conn} clients, {plan.servers_peak} connections at the server"
     yield f"{total}, {usable} usable: {plan.verdict}"
     fits = []
     if plan.max_workers:
@@ -207,10 +206,9 @@ def _marks(plan: Plan, deployment: int, near: float) -> Iterator[Mark]:
         label = f"in a deployment: {deployment}, {plan.verdict_deploy}"
         yield Mark("O", label, f"{deployment} {plan.verdict_deploy}", (workers, deployment))
     if pooler is not None:
-        clients = plan.demand.peak
-        label = f"{clients} of {pooler.max_client_conn} clients" + (
-            ": over" if clients > pooler.max_client_conn else ""
-        )
+        clients = plan.total_peak
+        over = ": over" if pooler.verdict(clients) is Verdict.OVER else ""
+        label = f"{clients} of {pooler.max_client_conn} clients{over}"
         yield Mark("O", label, f"{clients} clients", (workers, clients))
 
 
@@ -261,7 +259,7 @@ def spread(wanted: Sequence[float], gap: float, top: float) -> list[float]:
         while len(groups) > 1 and lowest(groups[-1]) < lowest(groups[-2]) + gap * len(groups[-2]):
             upper = groups.pop()
             groups[-1] += upper
-    heights = {index: lowest(group) + gap * place for group in groups for place, index in enumerate(group)}
+    heights = {index: lowest(group) + gap * rank for group in groups for rank, index in enumerate(group)}
     return [heights[index] for index in range(len(wanted))]
 
 
@@ -328,94 +326,6 @@ def plot(plan: Plan, width: int) -> str:
         drawn = "".join(cells.get((column, row), " ") for column in range(grid[0]))
         page.append(f"{scale.get(row, ''):>{left}} |{drawn} {margin.get(row, '')}")
     page += [" " * left + " +" + "-" * grid[0], " " * left + "  " + "".join(axis).rstrip() + " workers"]
-    if short and plan.ways_out():
+    if short and ways_out(plan):
         page.append("a line with a number is a way out")
     return "\n".join(line.rstrip() for line in page)
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a picture shows a line: told apart by its dashes in print, and by colours that Okabe and Ito chose."""
-
-    color: str
-    width: float  # points
-    dashes: tuple[float, ...] = ()  # drawn and left out in turn, in widths of the line; () = drawn through
-
-
-BLACK, ORANGE, GREEN, BLUE, VERMILION, PURPLE = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-STYLES = {  # of the lines' signs
-    "=": Style(VERMILION, 1.4),
-    "-": Style(GREEN, 1.4, (9, 3)),
-    "~": Style(VERMILION, 1.4, (9, 3, 1, 3)),
-    "1": Style(ORANGE, 2.0, (1, 1)),
-    "2": Style(PURPLE, 1.8, (5, 2, 1, 2)),
-    "3": Style(BLACK, 1.8, (4, 1.5, 1, 1.5, 1, 1.5)),
-    ".": Style(BLUE, 1.0, (4, 3)),
-    "c": Style(BLACK, 1.4, (2, 2)),
-    "*": Style(BLUE, 2.8),
-}
-
-
-def draw(plan: Plan, file: Path) -> None:
-    """Writes the chart as SVG or PNG, by the file's ending; the same plan gives the same bytes.
-
-    Raises PlanError for another ending, a file that cannot be written, or if the extra `chart` is not installed.
-    """
-    kind = file.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise PlanError(f"{file} is no picture that can be drawn: give a file that ends in .svg or .png")
-    try:
-        from matplotlib import rc_context, rcdefaults, rcParams
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlanError("a picture needs matplotlib, which is missing: pip install 'poolctl[chart]'") from error
-
-    picture = io.BytesIO()
-    with rc_context():
-        rcdefaults()  # whatever a matplotlibrc of this machine says
-        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "poolctl", "font.size": FONT})
-        figure = Figure(figsize=(PICTURE[0] / 72, PICTURE[1] / 72))
-        _paint(chart_of(plan), figure)
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(picture, format=kind, dpi=150, metadata=metadata)
-    try:
-        file.write_bytes(picture.getvalue())
-    except OSError as error:
-        raise PlanError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def _paint(chart: Chart, figure: Figure) -> None:
-    left, bottom, width, height = AXES
-    axes = figure.add_axes((left / PICTURE[0], bottom / PICTURE[1], width / PICTURE[0], height / PICTURE[1]))
-    axes.set(xlim=(0, chart.workers), ylim=(0, chart.connections), xlabel="workers", ylabel="connections")
-    for set_ticks, top, about in ((axes.set_xticks, chart.workers, 10), (axes.set_yticks, chart.connections, 8)):
-        set_ticks(ticks(top, about), [str(tick) for tick in ticks(top, about)])
-    axes.spines[["top", "right"]].set_visible(False)
-    for title, y, weight in zip(chart.title, (PICTURE[1] - 18, PICTURE[1] - 34), ("bold", "normal"), strict=True):
-        figure.text(left / PICTURE[0], y / PICTURE[1], title, weight=weight, size=FONT + 1)
-
-    for line in chart.lines:
-        style = STYLES[line.sign]
-        dashes = (0, style.dashes) if style.dashes else "solid"
-        axes.plot(*zip(*line.points, strict=True), color=style.color, linewidth=style.width, linestyle=dashes)
-    workers, highest = chart.marks[0].point[0], max(mark.point[1] for mark in chart.marks)
-    axes.plot((workers, workers), (0, highest), color="#888888", linewidth=0.6, zorder=1)
-    for mark in reversed(chart.marks):  # the peak on top
-        face = BLUE if mark.sign == "@" else "white"
-        axes.plot(*mark.point, "o", markersize=7, color=BLUE, markerfacecolor=face, zorder=4)
-
-    grid = (int(width / CELL), int(height / CELL))
-    sizes = [(ceil(len(mark.label) * LETTER[0] / CELL), ceil(LETTER[1] / CELL)) for mark in chart.marks]
-    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-    for mark, (column, row) in zip(chart.marks, chart.corners(sizes, grid, around=1), strict=True):
-        x, y = column / grid[0], (row + 0.8) / grid[1]
-        axes.text(x, y, mark.label, transform=axes.transAxes, weight="bold", bbox=halo, zorder=3)
-    for line in chart.above():
-        x = line.points[-1][0] / chart.workers
-        axes.text(x, 1 + 4 / height, line.label, transform=axes.transAxes)
-    ends = [line.points[-1][1] / chart.connections * height for line in chart.at_right()]
-    for line, end, y in zip(chart.at_right(), ends, spread(ends, LETTER[1], height), strict=True):
-        leader = (1, 1 + 14 / width), (end / height, y / height)
-        color = STYLES[line.sign].color
-        axes.plot(*leader, transform=axes.transAxes, color=color, linewidth=0.8, clip_on=False)
-        axes.text(1 + 18 / width, y / height, line.label, transform=axes.transAxes, va="center_baseline")

@@ -20,6 +20,8 @@ from tests.secrecy import Secrecy
 from tests.waiting import wait_until
 
 UP = re.compile(r"^(?P<name>\S+) +\| .* (?P<role>worker|bot)@\S+:(?P<pid>\d+) is up$", re.MULTILINE)
+FLEET_UP = re.compile(r"the fleet is up: .*\n")
+FLEET = re.compile(r"(\d+) (?:worker|bot)")
 SERVERS = re.compile(r"PostgreSQL \d+ on (\S+):(\d+), \w+ \d+ on (\S+):(\d+), data")
 
 
@@ -56,8 +58,13 @@ class LocalFleet:
     process: Spawned
 
     def wait_until_up(self) -> None:
-        """Wait until it says that all its processes are up."""
+        """Wait until it says that all its processes are up, and has passed on that line of each.
+
+        It learns of them from Redis, and their lines come through pipes, so either may be first.
+        """
         self.process.wait_for("the fleet is up", timeout_s=60)
+        ordered = sum(map(int, FLEET.findall(wait_until(lambda: FLEET_UP.search(self.process.output()))[0])))
+        wait_until(lambda: len(self.started()) >= ordered, what=f"the lines of {ordered} processes that are up")
 
     def environ(self) -> dict[str, str]:
         """What Settings.load needs to reach its servers."""

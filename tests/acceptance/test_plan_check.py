@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
+import pytest
 import redis
 
+from config import Settings
+from db import connect
+from fleet.queue import open_queue
+from fleet.registry import Identity, Registry, read_fleet
+from pool import PoolSnapshot
 from tests.conftest import Environ
 from tests.processes import Spawner
-from tests.waiting import wait_until
+from tests.proxy import open_proxy
+from tests.waiting import until, wait_until
 
 
 def test_share_is_logged(environ: Environ, spawn: Spawner) -> None:
@@ -26,7 +34,7 @@ def test_warns_and_goes_on(environ: Environ, spawn: Spawner) -> None:
     worker = spawn("worker", environ=environ | {"DB_POOL_MAX": "98"})
     output = worker.wait_for(" is up")
     assert "the fleet is too large for the server: 1 process × 98 = 98, available 97 of max_connections=100" in output
-    assert "lower DB_POOL_MAX to 77, run fewer processes, raise max_connections to 126" in output
+    assert "set WORKER_DB_POOL_MAX=67, or set POSTGRES_MAX_CONNECTIONS=138, or run fewer workers" in output
 
 
 def test_error_does_not_start(environ: Environ, spawn: Spawner) -> None:
@@ -43,13 +51,68 @@ def test_error_does_not_start(environ: Environ, spawn: Spawner) -> None:
     small.wait_for(" is up")
 
 
-def test_processes_that_start_together_count_each_other(environ: Environ, spawn: Spawner) -> None:
-    """Three that do not fit together, started at one moment, never all start."""
+def test_of_processes_that_start_together_the_last_ones_are_refused(environ: Environ, spawn: Spawner) -> None:
+    """Of three of which two fit, started at one moment, two start and one does not."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
     workers = [spawn("worker", environ=environ) for _ in range(3)]
     for worker in workers:
         wait_until(lambda w=worker: " is up" in w.output() or w.child.exit_code() is not None)
-    assert 3 in [worker.child.exit_code() for worker in workers]
+    assert sorted(worker.child.exit_code() or 0 for worker in workers) == [0, 0, 3]
+
+
+async def test_a_process_is_counted_while_it_checks(environ: Environ, spawn: Spawner) -> None:
+    """A process announces itself before it checks: who starts while it is still checking finds the room taken."""
+    environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "60", "DB_POOL_MIN": "1", "REDIS_CONNECT_TIMEOUT": "60"}
+    async with (
+        open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as postgres,
+        open_proxy(environ["REDIS_HOST"], environ["REDIS_PORT"]) as queue,
+        open_queue(Settings.load("poolctl", environ)) as registry,
+    ):
+        queue.delay_s = 0.2  # long enough to pull the cable to the database between the first connect and the check
+        ports = {"DB_PORT": str(postgres.listens_on), "REDIS_PORT": str(queue.listens_on)}
+        # No ping, or the frozen connection would be replaced.
+        first = spawn("worker", environ=environ | ports | {"DB_POOL_PRE_PING": "false"})
+        await until(lambda: queue.accepted, what="the database is open, Redis is next")
+        postgres.freeze()
+        await until(lambda: read_fleet(registry), what="the first process is in the registry")
+        second = spawn("bot", environ=environ)
+        assert await asyncio.to_thread(second.wait) == 3
+        # Nor does the first one count who came later, and stayed.
+        third = spawn("bot", environ=environ | {"PLAN_CHECK": "warn"})
+        await asyncio.to_thread(third.wait_for, " is up")
+        assert "2 processes × 60 = 120" in third.output()
+        assert "process × 60" not in first.output()  # it still checks
+        postgres.thaw()
+        await asyncio.to_thread(first.wait_for, " is up")
+        assert "cannot tell" not in first.output()
+
+
+def test_a_dead_process_is_replaced_at_once(environ: Environ, spawn: Spawner) -> None:
+    """One that was killed on the same host does not take the room of the one that replaces it."""
+    environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
+    killed, other = (spawn("worker", environ=environ) for _ in range(2))
+    for worker in (killed, other):
+        worker.wait_for(" is up")
+    killed.send(signal.SIGKILL)
+    killed.wait()
+    replacement = spawn("worker", environ=environ)
+    assert "waits up to" not in replacement.wait_for(" is up")
+
+
+@pytest.mark.parametrize("lives", [False, True])
+async def test_of_another_host_one_waits_for_a_sign(environ: Environ, spawn: Spawner, lives: bool) -> None:
+    """What died elsewhere is waited out; what lives elsewhere shows it, and then the process is refused."""
+    async with open_queue(Settings.load("poolctl", environ)) as queue:
+        pool = PoolSnapshot("worker", 1, 60, 1, 1, 0, 0, 0, 0, 0, 0, 0.0)
+        heartbeat_s = 1.0 if lives else 600.0
+        registry = Registry(queue, Identity("worker", "elsewhere", 7), lambda: pool, heartbeat_s=heartbeat_s)
+        async with registry.announced():
+            worker = spawn("worker", environ=environ | {"PLAN_CHECK": "error", "DB_POOL_MAX": "38"})
+            await asyncio.to_thread(worker.wait_for, "waits up to 15 s for a sign of worker@elsewhere:7")
+            if lives:
+                assert await asyncio.to_thread(worker.wait) == 3
+            else:
+                await asyncio.to_thread(worker.wait_for, " is up")
 
 
 def test_off_says_nothing(environ: Environ, spawn: Spawner) -> None:
@@ -91,17 +154,79 @@ def test_fails_open(environ: Environ, spawn: Spawner) -> None:
     worker.wait()
 
 
+async def test_fails_open_on_a_server_that_cannot_be(environ: Environ, spawn: Spawner) -> None:
+    """Limits that no server has are one warning, too."""
+    async with connect(Settings.load("poolctl", environ)) as connection:
+        # Found before pg_catalog's: the process reads the limits of a server that reserves all it has.
+        for statement in (
+            "CREATE SCHEMA odd",
+            """
+            CREATE FUNCTION odd.current_setting(text) RETURNS text LANGUAGE sql AS $$
+            SELECT CASE $1 WHEN 'superuser_reserved_connections' THEN '100' ELSE pg_catalog.current_setting($1) END
+            $$
+            """,
+            f"ALTER DATABASE {environ['DB_NAME']} SET search_path = odd, pg_catalog, public",
+        ):
+            await connection.execute(statement)
+    worker = spawn("worker", environ=environ | {"PLAN_CHECK": "error"})
+    output = await asyncio.to_thread(worker.wait_for, " is up")
+    assert output.count("PLAN_CHECK: cannot tell whether the fleet fits: PlanError: max_connections=100") == 1
+
+
 def test_migrate_checks_the_deployment(environ: Environ, spawn: Spawner) -> None:
     """`poolctl migrate` refuses a WORKERS that does not fit, with the ways out, before it migrates."""
     too_many = environ | {"WORKERS": "10", "PLAN_CHECK": "error"}
     refused = spawn.run("poolctl", "migrate", environ=too_many)
     assert refused.returncode == 1
     assert "WORKERS=10 × DB_POOL_MAX=10 + 10 overhead = 110 connections, available 97" in refused.stderr
-    for way in ("DB_POOL_MAX=6", "POSTGRES_MAX_CONNECTIONS=141", "COMPOSE_PROFILES=pgbouncer"):
+    for way in ("WORKER_DB_POOL_MAX=6", "POSTGRES_MAX_CONNECTIONS=141", "COMPOSE_PROFILES=pgbouncer"):
         assert way in refused.stderr
-    assert refused.stdout == ""
+    assert (refused.stdout, len(refused.stderr.splitlines())) == ("", 1)
     warned = spawn.run("poolctl", "migrate", environ=too_many | {"PLAN_CHECK": "warn"})
     assert warned.returncode == 0
     assert "warning: WORKERS=10" in warned.stderr
-    fits = spawn.run("poolctl", "migrate", environ=too_many | {"WORKERS": "6"})
-    assert (fits.returncode, fits.stderr) == (0, "")
+    # Behind a pooler the pools' connections are not the server's.
+    pooled = {"DB_DIRECT_HOST": "localhost", "DB_DIRECT_PORT": environ["DB_PORT"]}
+    assert spawn.run("poolctl", "migrate", environ=too_many | pooled).returncode == 0
+    for workers in ("6", "8"):  # fits, and tight
+        done = spawn.run("poolctl", "migrate", environ=too_many | {"WORKERS": workers})
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"WORKERS": "9", "DB_POOL_MAX": "8", "BOT_DB_POOL_MAX": "60"},
+            "WORKERS=9 × DB_POOL_MAX=8 + 60 overhead = 132",
+        ),
+        ({"WORKERS": "1", "DB_POOL_MAX": "101"}, "WORKERS=1: pool_max=101 is greater than max_connections=100"),
+    ],
+    ids=["a large bot", "a pool above the server"],
+)
+def test_migrate_refuses(environ: Environ, spawn: Spawner, settings: dict[str, str], says: str) -> None:
+    """The bot's pool counts where it is larger than the overhead, and a pool above the server is too large."""
+    refused = spawn.run("poolctl", "migrate", environ=environ | {"PLAN_CHECK": "error"} | settings)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert says in refused.stderr
+
+
+@pytest.mark.parametrize("check", ["warn", "error"])
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [
+        ({"WORKER_DB_USER": "nobody_of_that_name"}, 0),
+        ({"WORKER_DB_POOL_MAX": "many"}, 1),
+        ({"BOT_DB_POOL_MIN": "20"}, 1),
+    ],
+    ids=["the worker cannot log in", "the worker's settings are wrong", "the bot's settings are wrong"],
+)
+def test_migrate_fails_open(
+    environ: Environ, spawn: Spawner, check: str, settings: dict[str, str], warnings: int
+) -> None:
+    """What is wrong with the processes' settings does not keep the schema from being migrated."""
+    environ |= {"WORKERS": "3", "PLAN_CHECK": check} | settings
+    done = spawn.run("poolctl", "migrate", environ=environ)
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, warnings), done.stderr
+    assert ("PLAN_CHECK: cannot tell whether WORKERS=3 fit: " in done.stderr) is bool(warnings)
+    assert done.stdout

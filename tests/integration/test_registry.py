@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -23,10 +24,12 @@ from fleet.registry import (
     INDEX_KEY,
     KEY_PREFIX,
     LIVE_S,
+    ORDER_KEY,
     REMEMBERED_S,
     Identity,
     JobCounts,
     Registry,
+    read_earlier,
     read_fleet,
     read_registry,
 )
@@ -105,13 +108,41 @@ async def test_a_silent_process_is_not_live(queue: ArqRedis) -> None:
         assert LIVE_S <= entry.silent_s < LIVE_S + 5
 
 
+async def test_the_order_of_entering_is_known(queue: ArqRedis) -> None:
+    """Of any two one sees the other as earlier; who enters again, as after a crash, is the last."""
+    ids = [Identity("worker", "elsewhere", pid) for pid in (9, 7, 8)]
+
+    async def earlier(identity: Identity) -> list[int]:
+        return [entry.pid for entry in await read_earlier(queue, identity)]
+
+    async with AsyncExitStack() as stack:
+        for identity in ids:
+            await stack.enter_async_context(_registry(queue, identity).announced())
+        assert [await earlier(identity) for identity in ids] == [[9], [7, 9], [7, 8, 9]]
+        await stack.enter_async_context(_registry(queue, ids[0]).announced())
+        assert [await earlier(identity) for identity in ids] == [[7, 8, 9], [7], [7, 8]]
+        await queue.delete(ORDER_KEY)  # Redis lost it: then everyone counts everyone
+        assert [await earlier(identity) for identity in ids] == [[7, 8, 9]] * 3
+
+
+async def test_the_dead_of_this_host_are_not_earlier(queue: ArqRedis) -> None:
+    """A process of this host that is gone is left out at once, one of another host for its silence alone."""
+    own, dead = Identity.own("worker"), Identity("worker", socket.gethostname(), _dead_pid())
+    async with (
+        _registry(queue, ELSEWHERE).announced(),
+        _registry(queue, dead).announced(),
+        _registry(queue, own).announced(),
+    ):
+        assert {entry.id for entry in await read_earlier(queue, own)} == {own.id, ELSEWHERE.id}
+
+
 async def test_an_expired_entry_is_forgotten(queue: ArqRedis) -> None:
     """Redis itself drops the entry of a process that never came back, and readers drop it from the index."""
     async with _registry(queue, ELSEWHERE).announced():
         await queue.pexpire(KEY_PREFIX + ELSEWHERE.id, 1)
 
         async def forgotten() -> bool:
-            return await read_registry(queue) == [] and not await queue.exists(INDEX_KEY)
+            return await read_registry(queue) == [] and not await queue.exists(INDEX_KEY, ORDER_KEY)
 
         await until(forgotten)
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.plan import Demand, Plan, PlanError, Pooler, Supply
-from poolctl.plan_chart import ROWS, STYLES, Line, box, chart_of, draw, place, plot, spread, ticks
+from config.groups import LARGEST_POOL
+from fleet.plan import LARGEST_INT, LARGEST_SERVER, Demand, Plan, PlanError, Pooler, Supply
+from poolctl.plan_chart import ROWS, Line, box, chart_of, place, plot, spread, ticks
+from poolctl.plan_picture import STYLES, draw
 
 FITS = Plan(Demand(workers=5, pool_max=10), Supply())
 OVER = Plan(Demand(workers=10, pool_max=10), Supply())
@@ -31,19 +33,31 @@ EXAMPLES = {
     "too many clients": TOO_MANY_CLIENTS,
 }
 
-plans = st.builds(
-    Plan,
-    st.builds(
-        Demand,
-        workers=st.integers(1, 2000),
-        pool_max=st.integers(1, 60),
-        bots=st.integers(0, 3),
-        overhead=st.integers(0, 200),
-        surge=st.integers(1, 3),
-    ),
-    st.builds(Supply, max_connections=st.integers(4, 5000), head_room_percent=st.integers(0, 60)),
-    st.none() | st.builds(Pooler, default_pool_size=st.integers(1, 200), max_client_conn=st.integers(1, 5000)),
+servers = st.builds(
+    Supply,
+    max_connections=st.integers(60, 5000) | st.integers(60, LARGEST_SERVER),
+    head_room_percent=st.integers(0, 99),
 )
+poolers = st.builds(
+    Pooler,
+    default_pool_size=st.integers(1, 200) | st.integers(1, LARGEST_INT),
+    max_client_conn=st.integers(1, 5000) | st.integers(1, LARGEST_INT),
+)
+
+
+def demands(largest_pool: int) -> st.SearchStrategy[Demand]:
+    """Of ordinary numbers, and up to their bounds."""
+    return st.builds(
+        Demand,
+        workers=st.integers(1, 2000) | st.integers(1, LARGEST_POOL),
+        pool_max=st.integers(1, 60) | st.integers(1, largest_pool),
+        bots=st.integers(0, 3) | st.integers(0, LARGEST_POOL),
+        overhead=st.integers(0, 200) | st.integers(0, LARGEST_POOL),
+        surge=st.integers(1, 3) | st.integers(1, LARGEST_POOL),
+    )
+
+
+plans = st.builds(Plan, demands(60), servers) | st.builds(Plan, demands(LARGEST_POOL), servers, poolers)
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -127,19 +141,21 @@ def test_no_way_out_where_it_fits() -> None:
 
 def test_both_sides_of_a_pooler() -> None:
     """Behind a pooler the clients rise on while the connections at the server end at the pooler's."""
-    assert line(POOLED, "c").points == ((1, 5), (30, 150))
+    assert line(POOLED, "c").points == ((1, 15), (30, 160))
     assert line(POOLED, "*").points == ((1, 15), (6, 40), (30, 40))
     assert [mark.label for mark in chart_of(POOLED).marks] == [
         "20 workers: 40, fits (40 in a deployment)",
-        "100 of 1000 clients",
+        "110 of 1000 clients",
     ]
 
 
 def test_too_many_clients() -> None:
     """Where a pooler takes fewer clients than there are, that limit is drawn, and the way out is one of clients."""
     assert line(TOO_MANY_CLIENTS, "~").points == ((0, 1000), (450, 1000))
-    assert line(TOO_MANY_CLIENTS, "1").points[-1] == (450, 3 * 450)
-    assert chart_of(TOO_MANY_CLIENTS).marks[-1].label == "1500 of 1000 clients: over"
+    assert line(TOO_MANY_CLIENTS, "1").points[-1] == (450, 3 * 450 + 10)
+    assert line(TOO_MANY_CLIENTS, "2").label == "way out 2: max_client_conn 3010"
+    assert line(TOO_MANY_CLIENTS, "2").points == ((0, 3010), (450, 3010))
+    assert chart_of(TOO_MANY_CLIENTS).marks[-1].label == "1510 of 1000 clients: over"
     assert chart_of(POOLED).connections < 1000
     assert "~" not in [each.sign for each in chart_of(POOLED).lines]
 
@@ -251,7 +267,8 @@ import sys
 sys.modules["matplotlib"] = None  # as if it were not installed
 from pathlib import Path
 from fleet.plan import Demand, Plan, PlanError, Supply
-from poolctl.plan_chart import draw, plot
+from poolctl.plan_chart import plot
+from poolctl.plan_picture import draw
 plan = Plan(Demand(workers=5, pool_max=10), Supply())
 assert "usable 77" in plot(plan, 80)
 try:
