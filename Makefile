@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bo
 	LOG_LEVEL=$${LOG_LEVEL:-WARNING} $(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
 
 test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/dev.stamp ## the tests that take long
 	$(BIN)/python -m pytest -m slow
@@ -27,8 +27,8 @@ check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers
 	$(BIN)/mypy tests/typing
 	$(BIN)/lint-imports
 
-bench: $(VENV)/demo.stamp ## this engine, stock Tortoise and asyncpg side by side
-	$(BIN)/python -m benchmarks.engine
+bench: $(VENV)/bench.stamp ## this engine beside other pools, about 5 minutes; BENCH=--help for its options
+	$(BIN)/python -m benchmarks.engine $(BENCH)
 
 reference: $(VENV)/dev.stamp ## write what the documentation has from the code: tables, .env.example, charts
 	$(BIN)/python -m poolctl.documentation
@@ -37,6 +37,7 @@ lock: $(VENV)/dev.stamp ## compile the hashed lock files from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements.lock --extra local pyproject.toml -o requirements-local.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --extra chart --group dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-dev.lock --extra local --extra chart --group bench pyproject.toml -o requirements-bench.lock
 
 $(VENV): $(VENV)/dev.stamp ## the virtual environment with all that development needs
 
@@ -52,6 +53,10 @@ $(VENV)/demo.stamp: requirements-local.lock pyproject.toml | $(VENV)/pyvenv.cfg
 
 $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(VENV)/pyvenv.cfg
 	@$(call install,requirements-dev.lock)
+	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/bench.stamp: requirements-bench.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	@$(call install,requirements-bench.lock)
 	@touch $@ $(VENV)/demo.stamp
 
 $(VENV)/pyvenv.cfg:

@@ -1,0 +1,1 @@
+"""What the pool costs and gains, measured beside others: speed (engine.py), memory, transactions behind PgBouncer."""

@@ -1,112 +1,138 @@
-"""What the pool's guards cost: this engine, stock Tortoise and a bare asyncpg pool, side by side.
+"""How fast the pool's engine is beside others, in one run: `make bench`, or `python -m benchmarks.engine --help`.
 
-    make bench
-
-All cases run in one process on one server of its own, in turns of a short time each, so that a machine that speeds
-up or slows down does so for all. A figure is the median over the turns of operations per second, with the lowest and
-the highest turn; the last column is the median of the ratios to stock Tortoise, turn by turn.
+All contenders work in one process, on one server of its own, with a pool of ten each. Cases are measured round by
+round and in a round contender by contender, for a short time each, so that a machine that speeds up or slows down
+does so for all. Only ratios mean something elsewhere: each is the median of the ratios of the rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
-import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import partial
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from typing import Annotated, Any
 
-import asyncpg
+import typer
 from rich.console import Console
-from rich.table import Table
-from tortoise.context import TortoiseContext
+from rich.progress import Progress
 
-from config import Settings, asyncpg_pool_kwargs, tortoise_config
-from local import open_servers, open_tether
+from benchmarks.chart import draw
+from benchmarks.contender import POOL
+from benchmarks.measurements import Case, Measurements
+from benchmarks.path import PATHS, open_path
+from benchmarks.rate import rate
+from benchmarks.report import goals_table, machine, rates_table, write_json
+from benchmarks.server import open_server
+from benchmarks.work import Work, create_table
+from config import Settings
 
-TURNS = 15
-TURN_S = 0.4
-CONCURRENCIES = (1, 10)
-READ = "SELECT oid, typname, typlen FROM pg_type WHERE oid = $1"
+TASKS = (1, 10, 100)
+ROUNDS, SECONDS = 7, 0.15
+QUICK_ROUNDS, QUICK_SECONDS = 1, 0.01
+WARM_UP_S = 0.01  # of each case once: statements are prepared, all connections are open
+RESULTS, CHART = Path("benchmarks/results/engine.json"), Path("docs/pool-speed.svg")
+CHOICES = tuple(map(str, (*PATHS, *Work, *TASKS)))
 
-Operation = Callable[[], Awaitable[object]]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+if not console.is_terminal:
+    console = Console(width=120)  # rich takes 80, too few for the tables
 
 
-async def main(environ: dict[str, str]) -> None:
-    settings = Settings.load("worker", environ | {"DB_POOL_MIN": "10", "DB_POOL_MAX": "10"})
-    async with AsyncExitStack() as stack:
-        cases: dict[str, Operation] = {
-            "this engine": await stack.enter_async_context(_tortoise(settings, "pool.engine")),
-            "stock Tortoise": await stack.enter_async_context(_tortoise(settings, "tortoise.backends.asyncpg")),
-            "asyncpg pool": await stack.enter_async_context(_asyncpg(settings)),
-        }
-        for operation in cases.values():
-            await _rate(operation, 10, TURN_S)  # warm up: plans are cached, all connections open
-        table = Table("point read", "concurrency", "per second", "lowest–highest", "× stock Tortoise")
-        for concurrency in CONCURRENCIES:
-            rates: dict[str, list[float]] = {name: [] for name in cases}
-            for _ in range(TURNS):
-                for name, operation in cases.items():
-                    rates[name].append(await _rate(operation, concurrency, TURN_S))
-            for name, measured in rates.items():
-                ratio = statistics.median(a / b for a, b in zip(measured, rates["stock Tortoise"], strict=True))
-                table.add_row(
-                    name,
-                    str(concurrency),
-                    f"{statistics.median(measured):,.0f}",
-                    f"{min(measured):,.0f}–{max(measured):,.0f}",
-                    f"{ratio:.2f}",
+@app.command()
+def main(
+    quick: Annotated[bool, typer.Option(help="One very short round: to see that it runs, not how fast.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help=f"Rounds; {ROUNDS} without --quick.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help=f"Of each turn; {SECONDS} without --quick.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Only these cases, may be repeated: {', '.join(CHOICES)}.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help=f"JSON file; {RESULTS} for a whole run, none with --quick or --only.")
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help=f"SVG file; {CHART} for a whole run, none with --quick or --only.")
+    ] = None,
+) -> None:
+    """Measure this engine beside other pools."""
+    missing = [package for package in ("psycopg", "psycopg_pool", "sqlalchemy") if find_spec(package) is None]
+    if missing:
+        raise SystemExit(f"missing: {', '.join(missing)}: `make bench` installs what this engine is compared with")
+    unknown = set(only or ()).difference(CHOICES)
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: choose among {', '.join(CHOICES)}", param_hint="--only"
+        )
+    if not (quick or only):
+        results, chart = results or RESULTS, chart or CHART
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
+    measurements = Measurements()
+    with open_server() as (servers, tether), Progress(console=console, transient=True) as progress:
+        environ = servers.environ() | {"DB_POOL_MIN": str(POOL), "DB_POOL_MAX": str(POOL)}
+        asyncio.run(create_table(Settings.load("worker", environ)))
+        for path, cases in chosen(set(only or ())):
+            bar = progress.add_task(path, total=len(cases) * rounds)
+            with open_path(path, environ, tether) as way:
+                asyncio.run(
+                    measure(
+                        Settings.load("worker", way),
+                        cases,
+                        rounds,
+                        seconds,
+                        measurements,
+                        partial(progress.advance, bar),
+                    )
                 )
-        Console().print(table)
+        postgres = servers.postgres.binary.major
+    console.print(rates_table(measurements))
+    console.print(goals_table(measurements))
+    if results is not None:
+        write_json(measurements, machine(postgres) | {"pool": POOL, "rounds": rounds, "seconds": seconds}, results)
+        console.print(f"results: {results}")
+    if chart is not None:
+        draw(measurements, chart)
+        console.print(f"chart: {chart}")
 
 
-@asynccontextmanager
-async def _tortoise(settings: Settings, engine: str) -> AsyncIterator[Operation]:
-    config = tortoise_config(settings)
-    connection = config["connections"]["default"]
-    connection["engine"] = engine
-    if engine != "pool.engine":
-        for guard in ("acquire_timeout_s", "pre_ping", "max_lifetime_s"):
-            del connection["credentials"][guard]
-    async with TortoiseContext() as context:
-        await context.init(config=config)
-        client = context.db()
+def chosen(only: Set[str]) -> Iterator[tuple[str, list[Case]]]:
+    """The cases by path. Of a dimension that `only` names no value of, all values."""
 
-        async def read() -> object:
-            return await client.execute_query(READ, [23])
+    def named(values: Iterable[Any]) -> list[Any]:
+        return [value for value in values if str(value) in only] or list(values)
 
-        yield read
+    for path in named(PATHS):
+        yield path, [Case(path, work, tasks) for work, tasks in product(named(Work), named(TASKS))]
 
 
-@asynccontextmanager
-async def _asyncpg(settings: Settings) -> AsyncIterator[Operation]:
-    async with asyncpg.create_pool(**asyncpg_pool_kwargs(settings)) as pool:
+async def measure(
+    settings: Settings,
+    cases: Sequence[Case],
+    rounds: int,
+    seconds: float,
+    measurements: Measurements,
+    advance: Callable[[], None],
+) -> None:
+    """Adds the rates of all contenders. Each round begins with another one, so that none has a better place."""
+    from benchmarks.contenders import open_contenders  # needs packages that a test of this module may lack
 
-        async def read() -> object:
-            return await pool.fetch(READ, 23)
-
-        yield read
-
-
-async def _rate(operation: Operation, concurrency: int, seconds: float) -> float:
-    """Operations per second of `concurrency` tasks in a loop."""
-    done = 0
-    started = time.perf_counter()
-    end = started + seconds
-
-    async def loop() -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            await operation()
-            done += 1
-
-    await asyncio.gather(*(loop() for _ in range(concurrency)))
-    return done / (time.perf_counter() - started)
+    async with open_contenders(settings) as contenders:
+        names = list(contenders)
+        for case, name in product(cases, names):
+            if case.work in contenders[name].operations:
+                await rate(contenders[name], case.work, case.tasks, WARM_UP_S)
+        for turn in range(rounds):
+            first = turn % len(names)
+            for case in cases:
+                for name in names[first:] + names[:first]:
+                    if case.work in contenders[name].operations:
+                        speed = await rate(contenders[name], case.work, case.tasks, seconds)
+                        measurements.add(case, name, speed)
+                advance()
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="poolctl-bench-", dir="/var/tmp") as folder, open_tether() as tether:
-        Path(folder).chmod(0o711)  # as root the servers run under another account
-        with open_servers(Path(folder) / "servers", tether, durable=False) as servers:
-            asyncio.run(main(servers.environ()))
+    app()

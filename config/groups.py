@@ -41,6 +41,10 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$"
 
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+PoolReset = Literal["auto", "always", "never"]
+PoolMode = Literal["pool", "none"]
+Pooler = Literal["auto", "none", "transaction", "session"]
+Engine = Literal["pool", "tortoise"]
 SessionAttributes = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
 
 
@@ -96,7 +100,27 @@ class DatabaseSettings(Group):
         "connections **of each process** at most: the ceiling. All processes together must fit `max_connections`",
     )
     pool_timeout: Seconds = setting(30.0, "s; longest wait for a connection of the pool")
+    pool_max_waiting: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
+        0,
+        "callers that may wait for a connection; further ones are refused at once, in a short burst, too. 0 = no bound",
+    )
     pool_pre_ping: bool = setting(True, "check a connection that was idle before it is used")
+    pool_pre_ping_idle: SecondsOrNone = setting(
+        1.0, "s; only a connection idle for longer is checked, one round trip each time. 0 = before every use"
+    )
+    pool_reset: PoolReset = setting(
+        "auto",
+        "whether the session of a connection that comes back is reset, one round trip: auto, if a statement may have"
+        " changed it (what a function changes is not seen); always; never",
+    )
+    pool_mode: PoolMode = setting(
+        "pool",
+        "pool; or none: each use opens a connection and closes it, at the cost of a connect; `DB_POOL_MAX` and"
+        " `DB_POOL_TIMEOUT` hold all the same. What mode a pooler is in: `DB_POOLER`",
+    )
+    pool_log: bool = setting(
+        False, "log each connect, check-out, check-in and close, at DEBUG; several lines for each query"
+    )
     max_queries: Annotated[int, Field(ge=1, le=2**31 - 1)] = setting(
         50_000, "queries after which a connection is replaced"
     )
@@ -104,6 +128,11 @@ class DatabaseSettings(Group):
         300.0, "s; a connection above the floor that is idle for so long is closed. 0 = never"
     )
     max_lifetime: SecondsOrNone = setting(3600.0, "s; a connection older than this is replaced. 0 = no limit")
+    leak_threshold: SecondsOrNone = setting(
+        0.0,
+        "s; warn of a connection that is held for longer, with where it was acquired and where its task is now; costs"
+        " some µs for each check-out. 0 = off",
+    )
 
     direct_host: Hosts = setting(
         (),
@@ -111,9 +140,19 @@ class DatabaseSettings(Group):
         default_text="`DB_HOST`",
     )
     direct_port: Ports = setting((), "its port", default_text="`DB_PORT`; 5432 where `DB_DIRECT_HOST` is set")
+    pooler: Pooler = setting(
+        "auto",
+        "what `DB_HOST` is: none, the server itself; transaction or session, a pooler in that mode; auto: found out at"
+        " the first connection",
+    )
     echo: bool = setting(False, "log every statement with its values")
     connect_timeout: Seconds = setting(10.0, "s; to connect, and at start to try again")
     command_timeout: SecondsOrNone = setting(60.0, "s; one statement. 0 = no limit")
+    read_retry: bool = setting(
+        True,
+        "run a SELECT that the ORM built, outside a transaction, once more on a new connection if its own died, and"
+        " wait for a server that restarts, up to `DB_CONNECT_TIMEOUT`",
+    )
     sslmode: SslMode = setting("prefer", "TLS, as in libpq: disable, allow, prefer, require, verify-ca, verify-full")
     sslrootcert: Name | None = setting(None, "file of the certificate authorities that the server is checked against")
     target_session_attrs: SessionAttributes = setting(
@@ -125,6 +164,10 @@ class DatabaseSettings(Group):
         "{role}@{host}:{pid}",
         "how `pg_stat_activity` names this process; `{role}`, `{host}`, `{pid}` are filled in; at most 63 bytes",
         default_text="`{role}@{host}:{pid}`",
+    )
+    engine: Engine = setting(
+        "pool",
+        "pool; or tortoise: Tortoise's own engine on asyncpg, for comparison, without the guards of the pool",
     )
 
     @property
@@ -201,8 +244,8 @@ class FleetSettings(Group):
     )
     plan_check: Literal["warn", "error", "off"] = setting(
         "warn",
-        "at start, when the pools of all live processes may open more connections than the server has: warn, or"
-        " error: do not start",
+        "at start, when the pools of all live processes may open more connections than the server has: warn; error: do"
+        " not start; off: do not look. `poolctl migrate` obeys it, too, with `WORKERS` instead of live processes",
     )
 
 

@@ -13,7 +13,7 @@ from config.variables import POOL_SETTINGS, VARIABLES, known_names
 SQLALCHEMY_POOL_SIZE, SQLALCHEMY_MAX_OVERFLOW = 5, 10  # its defaults
 GREATEST_DISTANCE = 2
 
-# Other libraries' names (SQLAlchemy, asyncpg, Django, HikariCP, node-postgres) after DB_, PG_, … is taken off.
+# Other libraries' names (SQLAlchemy, asyncpg, psycopg, Django, HikariCP, node-postgres) after DB_, PG_, … is taken off.
 _TRANSLATIONS = {
     "POOL_RECYCLE": "DB_MAX_LIFETIME",
     "POOL_MAX_LIFETIME": "DB_MAX_LIFETIME",
@@ -22,6 +22,14 @@ _TRANSLATIONS = {
     "POOL_PING": "DB_POOL_PRE_PING",
     "POOL_TIMEOUT": "DB_POOL_TIMEOUT",
     "POOL_ACQUIRE_TIMEOUT": "DB_POOL_TIMEOUT",
+    "MAX_WAITING": "DB_POOL_MAX_WAITING",
+    "POOL_MAX_WAITING": "DB_POOL_MAX_WAITING",
+    "POOL_RESET_ON_RETURN": "DB_POOL_RESET",
+    "RESET_ON_RETURN": "DB_POOL_RESET",
+    "ECHO_POOL": "DB_POOL_LOG",
+    "POOL_ECHO": "DB_POOL_LOG",
+    "LEAK_DETECTION_THRESHOLD": "DB_LEAK_THRESHOLD",
+    "POOLER_MODE": "DB_POOLER",
     "POOL_MIN": "DB_POOL_MIN",
     "POOL_MIN_SIZE": "DB_POOL_MIN",
     "POOL_MINSIZE": "DB_POOL_MIN",
@@ -47,7 +55,8 @@ _TRANSLATIONS = {
 _OF_THE_SERVER = ("POSTGRES_MAX_CONNECTIONS", "PG_MAX_CONNECTIONS")
 _WITHOUT_COUNTERPART = {
     "POOL_USE_LIFO": "remove it: the connection returned last is always reused first here",
-    "DISABLE_SQLALCHEMY_POOLING": "remove it: every process has a pool; the smallest is DB_POOL_MIN=0, DB_POOL_MAX=1",
+    "DISABLE_SQLALCHEMY_POOLING": "remove it: every process has a pool; DB_POOL_MODE=none is to do without",
+    "POOLCLASS": "remove it: every process has a pool; DB_POOL_MODE=none is SQLAlchemy's NullPool",
 }
 # Without a prefix only what SQLAlchemy's users write so: other words are too common to claim.
 _BARE = ("POOL_RECYCLE", "POOL_PRE_PING", "POOL_TIMEOUT", "POOL_SIZE", "MAX_OVERFLOW", *_WITHOUT_COUNTERPART)
@@ -63,6 +72,8 @@ _HINTS = {  # for names that are not the pool's: a warning says what was probabl
     "DB_HOSTNAME": "DB_HOST",
     "DB_SSL": "DB_SSLMODE",
     "DB_SSL_MODE": "DB_SSLMODE",
+    "DB_PGBOUNCER": "DB_POOLER",
+    "DB_POOL": "DB_POOL_MAX",
 }
 # What Kubernetes injects for a Service named db: not ours, and nobody's mistake.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")

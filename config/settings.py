@@ -24,7 +24,7 @@ from config.groups import (
     RedisSettings,
     WorkerSettings,
 )
-from config.variables import secret_names, variables_of
+from config.variables import POOL_PREFIXES, secret_names, variables_of
 
 Role = Literal["worker", "bot", "poolctl"]
 AnyGroup = TypeVar("AnyGroup", bound=Group)
@@ -120,7 +120,8 @@ class _Loader:
         if url is not None:
             parts = database_url.parse(url.text, self.faults)
             # Pool settings beside a URL were refused already; here they must not be faults a second time.
-            values = {field: value for field, value in values.items() if not field.startswith(("pool_", "max_"))}
+            refused = {variable.field for variable in variables_of(DatabaseSettings) if variable.is_pool_setting}
+            values = {field: value for field, value in values.items() if field not in refused}
             self._overlay(DatabaseSettings, values, url, parts, _DATABASE_PARTS)
         db, faulty = self._build(DatabaseSettings, values)
         changes: dict[str, Any] = {"application_name": self._application_name(db.application_name)}
@@ -149,6 +150,16 @@ class _Loader:
         changes["direct_port"] = db.direct_port or ((5432,) if db.direct_host else db.port)
         if not faulty & {"host", "port"}:
             self._check_ports(values, "host", "port", db.host, db.port)
+        if db.engine == "tortoise" and len(db.host) > 1:
+            engine, host = self._named(values, "engine", "DB_ENGINE"), self._named(values, "host", "DB_HOST")
+            self.faults.append(
+                Fault(
+                    engine,
+                    f"takes one host, and {host} names {len(db.host)}",
+                    f"name one host, or unset {engine}",
+                    db.engine,
+                )
+            )
         if db.direct_host or db.direct_port:
             self._check_ports(values, "direct_host", "direct_port", changes["direct_host"], changes["direct_port"])
         return db.model_copy(update=changes)
@@ -271,7 +282,7 @@ class _Loader:
         refused = set()
         for name, text in self.environment.values.items():
             bare = name.removeprefix("WORKER_").removeprefix("BOT_")
-            if name in misses or bare.startswith(("DB_POOL_", "DB_MAX_")):
+            if name in misses or bare.startswith(POOL_PREFIXES):
                 refused.add(name)
                 self.faults.append(
                     Fault(

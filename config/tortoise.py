@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from config.groups import DatabaseSettings
 from config.settings import Settings
 
-ENGINE = "pool.engine"
+ENGINES = {"pool": "pool.engine", "tortoise": "tortoise.backends.asyncpg"}
 APP = "fleet"
 
 
 def tortoise_config(settings: Settings, models: Sequence[str] = ("db.models",)) -> dict[str, Any]:
     """What `Tortoise.init(config=…)` takes: one connection named "default", one app named "fleet".
 
-    The engine is pool/engine.py. `acquire_timeout_s`, `pre_ping` and `max_lifetime_s` are its own guards; all
-    other credentials are Tortoise's or asyncpg's. `ssl` is libpq's sslmode as text: where a root certificate is
-    named, db/ puts an SSLContext in its place, because that reads files.
+    The engine is pool/engine.py, and credentials are Tortoise's, asyncpg's, and the guards of that engine; with
+    DB_ENGINE=tortoise it is Tortoise's own, without the guards, which it would hand on to asyncpg. `ssl` is libpq's
+    sslmode as text: where a root certificate is named, db/ puts an SSLContext in its place, because that reads files.
     """
     db = settings.db
     connection = asyncpg_connect_kwargs(settings)
@@ -28,15 +29,31 @@ def tortoise_config(settings: Settings, models: Sequence[str] = ("db.models",)) 
         "max_inactive_connection_lifetime": db.max_idle_time,
         "application_name": server_settings["application_name"],
         "schema": db.schema_name,
-        "acquire_timeout_s": db.pool_timeout,
-        "pre_ping": db.pool_pre_ping,
-        "max_lifetime_s": db.max_lifetime,
     }
+    if db.engine == "pool":
+        credentials |= _guards(db)
     return {
-        "connections": {"default": {"engine": ENGINE, "credentials": credentials}},
+        "connections": {"default": {"engine": ENGINES[db.engine], "credentials": credentials}},
         "apps": {APP: {"models": list(models), "default_connection": "default", "migrations": "db.migrations"}},
         "use_tz": True,
         "timezone": "UTC",
+    }
+
+
+def _guards(db: DatabaseSettings) -> dict[str, Any]:
+    """The fields of pool/options.py; `elastic` is for whoever opens a pool that is to be resized."""
+    return {
+        "acquire_timeout_s": db.pool_timeout,
+        "max_waiting": db.pool_max_waiting,
+        "pre_ping": db.pool_pre_ping,
+        "pre_ping_idle_s": db.pool_pre_ping_idle,
+        "max_lifetime_s": db.max_lifetime,
+        "mode": db.pool_mode,
+        "reset": db.pool_reset,
+        "pooler": db.pooler,
+        "log": db.pool_log,
+        "read_retry": db.read_retry,
+        "leak_threshold_s": db.leak_threshold,
     }
 
 

@@ -20,6 +20,8 @@ from config.groups import (
     WorkerSettings,
 )
 
+POOL_PREFIXES = ("DB_POOL_", "DB_MAX_", "DB_LEAK_")
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -35,8 +37,11 @@ class Variable:
 
     @property
     def is_pool_setting(self) -> bool:
-        """Whether it sizes or guards the pool, and therefore excludes DATABASE_URL."""
-        return self.name.startswith(("DB_POOL_", "DB_MAX_"))
+        """Whether it sizes or guards the pool, and therefore excludes DATABASE_URL.
+
+        DB_POOLER does not: it says what the address is of, as a URL may need to have said.
+        """
+        return self.name.startswith(POOL_PREFIXES)
 
 
 @cache

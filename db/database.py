@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import cast
 
+from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.context import TortoiseContext
 
 from config import Settings, tortoise_config
@@ -17,7 +18,7 @@ from db.schema import check_current
 from db.server import connect, read_server, target
 from db.tls import ssl_argument
 from pool import PoolSnapshot
-from pool.engine import PoolClient
+from pool.stock import snapshot_of
 
 LIMITS_TIMEOUT_S = 1.0
 
@@ -26,12 +27,12 @@ LIMITS_TIMEOUT_S = 1.0
 class Database:
     """An open database. Models find it by themselves, in the task that opened it and in all that it starts."""
 
-    client: PoolClient
+    client: AsyncpgDBClient
     context: TortoiseContext
 
     def pool_snapshot(self) -> PoolSnapshot:
         """The pool of this process now."""
-        return self.client.pool.snapshot()
+        return snapshot_of(self.client)
 
 
 @contextlib.asynccontextmanager
@@ -46,14 +47,18 @@ async def open_database(settings: Settings, *, check_schema: bool = True) -> Asy
     config["connections"]["default"]["credentials"]["ssl"] = ssl_argument(settings)
     async with TortoiseContext() as context:
         await context.init(config=config)
-        client = cast(PoolClient, context.db())
+        client = cast(AsyncpgDBClient, context.db())
         await _open(client, settings)
-        if check_schema:
-            await check_current(client, settings)
-        yield Database(client, context)
+        try:
+            if check_schema:
+                await check_current(client, settings)
+            yield Database(client, context)
+        finally:
+            # The context closes only what it knows: it forgets a client when another event loop asks for one.
+            await client.close()
 
 
-async def _open(client: PoolClient, settings: Settings) -> None:
+async def _open(client: AsyncpgDBClient, settings: Settings) -> None:
     async def open_once() -> None:
         await client.create_connection(with_db=True)
         if settings.db.pool_min == 0:  # nothing is connected yet

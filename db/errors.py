@@ -11,6 +11,7 @@ from typing import ClassVar
 import asyncpg
 from tortoise.exceptions import BaseORMException
 
+import pool.errors
 from config.exit_codes import ExitCode
 
 # What asyncpg and Tortoise raise on purpose. Anything else is a mistake in a program and keeps its traceback.
@@ -69,10 +70,20 @@ class NoSuchDatabase(DatabaseError):
     exit_code = ExitCode.USAGE
 
 
+class SchemaNotSet(DatabaseError):
+    """A pooler does not pass DB_SCHEMA on, until somebody gives it to the role; the message has the line to run."""
+
+    exit_code = ExitCode.USAGE
+
+
 class BadTLS(DatabaseError):
     """TLS as DB_SSLMODE and DB_SSLROOTCERT ask for cannot be had: certificate, file, or a server without TLS."""
 
     exit_code = ExitCode.USAGE
+
+
+class PoolerNotRead(DatabaseError):
+    """PgBouncer's admin console does not tell its settings; the message says why, and what to add or correct."""
 
 
 class SchemaBehind(DatabaseError):
@@ -155,6 +166,8 @@ def classify(error: BaseException, target: str) -> DatabaseError:
         return NoSuitableServer(
             f"{target}: no server is what DB_TARGET_SESSION_ATTRS asks for: correct it, or name in DB_HOST one that is"
         )
+    if isinstance(error, pool.errors.SchemaNotSet):
+        return SchemaNotSet(f"{target}: {first_line(error)}")
     for types, kind, remedy in _REMEDIES:
         if isinstance(error, types):
             return kind(f"{target}: {first_line(error)}: {remedy}")

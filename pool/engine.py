@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from tortoise.backends.asyncpg.client import AsyncpgDBClient, TransactionWrapper
-from tortoise.backends.base.client import TransactionalDBClient, TransactionContext, TransactionContextPooled
-from tortoise.connection import get_connections
+from tortoise.backends.asyncpg.client import AsyncpgDBClient
+from tortoise.backends.base.client import PoolConnectionWrapper, TransactionContext
+from tortoise.exceptions import DBConnectionError
 
-from pool.errors import PoolError
+from pool import statements
+from pool.connection import PoolConnection
+from pool.errors import DRIVER_ERRORS, PoolError, may_pass, translate
+from pool.options import PoolOptions
+from pool.orm_query import OrmQuery, is_repeatable
 from pool.pool import Pool
+from pool.statements import Statement
+from pool.transaction import OutermostContext, PoolTransaction
+
+Result = TypeVar("Result")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5
 
 
 class PoolClient(AsyncpgDBClient):
     """Tortoise's asyncpg client on a `Pool`.
 
-    Credentials are those of the asyncpg engine, several hosts and ports among them, and the pool's guards.
+    Credentials are those of the asyncpg engine, several hosts and ports among them, and the fields of PoolOptions.
     """
+
+    query_class = OrmQuery
 
     def __init__(
         self,
         *,
         host: str | Sequence[str] | None = None,
         port: int | Sequence[int] = 5432,
-        acquire_timeout_s: float = 30.0,
-        pre_ping: bool = True,
-        max_lifetime_s: float = 3600.0,
         **credentials: Any,
     ) -> None:
+        self.options = PoolOptions.taken_from(credentials)
         super().__init__(**credentials)
         # Tortoise knows one host and one port only, and hands on to asyncpg whatever these attributes hold.
         self.host: Any = host
         self.port: Any = port
-        self._guards: dict[str, Any] = {
-            "acquire_timeout_s": acquire_timeout_s,
-            "pre_ping": pre_ping,
-            "max_lifetime_s": max_lifetime_s,
-        }
+        self._opening: asyncio.Task[None] | None = None
 
     @property
     def pool(self) -> Pool:
@@ -46,39 +55,124 @@ class PoolClient(AsyncpgDBClient):
             raise PoolError(f"connection {self.connection_name!r} has no pool yet: create_connection() opens it")
         return self._pool
 
+    @property
+    def behind_pooler(self) -> bool:
+        """Whether a pooler in transaction mode stands between the pool and the server."""
+        return isinstance(self._pool, Pool) and self._pool.pooler == "transaction"
+
+    async def open_pool(self) -> Pool:
+        """The pool, opened now if nobody did. Those who ask meanwhile share the attempt, and its failure."""
+        if self._pool is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self.create_connection(with_db=True))
+                self._opening.add_done_callback(self._opened)
+            await asyncio.shield(self._opening)
+        return self.pool
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # seen, also where everybody who waited was cancelled
+
+    async def create_connection(self, with_db: bool) -> None:
+        """Opens a pool, in place of the one before. Raises DBConnectionError, or a PoolError."""
+        await self.close()
+        await super().create_connection(with_db)
+
     async def create_pool(self, **kwargs: Any) -> Pool:
         """Tortoise's hook; called by `create_connection`, with the arguments of `asyncpg.create_pool`."""
-        pool = Pool(self.application_name or self.connection_name, **self._guards, **kwargs)
+        pool = Pool(self.application_name or self.connection_name, self.options, **kwargs)
         await pool.open()
         return pool
 
     async def close(self) -> None:
-        """Closes the pool and keeps it.
+        """Closes the pool and keeps it: whoever asks it later is told.
 
         Tortoise forgets it instead: then a late release fails on None, and a late query opens a new pool.
         """
         if self._pool is not None:
             await self._pool.close()
 
+    def acquire_connection(self) -> PoolConnectionWrapper[Any]:
+        return _Checkout(self, self._pool_init_lock)
+
     def _in_transaction(self) -> TransactionContext:
-        return _TransactionContext(TransactionWrapper(self), self._pool_init_lock)
+        return OutermostContext(PoolTransaction(self), self)
 
+    async def execute_insert(self, query: str, values: list[Any]) -> Any:
+        return await self._run(statements.insert, query, values)
 
-class _TransactionContext(TransactionContextPooled):
-    """Gives the connection back where BEGIN fails or is cancelled; Tortoise loses it, and its place in the pool.
+    async def execute_many(self, query: str, values: list[Any]) -> None:
+        # asyncpg runs them in a transaction of its own
+        await self._run(statements.many, query, values)
 
-    `client._connection`, `client._parent` and `token` are Tortoise's own between entering and leaving. Should
-    they change, tests/integration/test_pool_transaction.py fails.
-    """
+    async def execute_query(self, query: str, values: list[Any] | None = None) -> tuple[int, Any]:
+        return await self._run(statements.rows, query, values)
 
-    async def __aenter__(self) -> TransactionalDBClient:
+    async def execute_query_dict(self, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
+        return await self._run(statements.dictionaries, query, values)
+
+    async def execute_script(self, query: str) -> None:
+        await self._run(statements.script, query, None)
+
+    async def _run(self, statement: Statement[Result], query: str, values: Sequence[Any] | None) -> Result:
+        self.log.debug("%s: %s", query, values)
+        if is_repeatable(query):
+            return await self._read(statement, query, values or ())
+        pool = await self.open_pool()
+        return await self._once(pool, await pool.checkout(), statement, query, values or ())
+
+    async def _read(self, statement: Statement[Result], query: str, values: Sequence[Any]) -> Result:
+        """A query that the ORM built: run once more if its connection died under it.
+
+        While the server restarts it waits for it, up to the connect timeout: that costs readers time, not errors.
+        """
+        pool = await self.open_pool()
+        deadline = time.monotonic() + float(self.extra.get("timeout", 60.0))
+        connection = await self._patient_checkout(pool, deadline, doubtful=False)
         try:
-            return await super().__aenter__()
-        except BaseException:
-            if self.client._connection is not None:
-                await self.client._parent._pool.release(self.client._connection)
-                get_connections().reset(getattr(self, "token", None))
-            raise
+            return await self._once(pool, connection, statement, query, values)
+        except DBConnectionError:
+            if not self.options.read_retry:
+                raise
+            pool.statistics.retries += 1
+        connection = await self._patient_checkout(pool, deadline, doubtful=True)
+        return await self._once(pool, connection, statement, query, values)
+
+    async def _patient_checkout(self, pool: Pool, deadline: float, *, doubtful: bool) -> PoolConnection:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await pool.checkout(doubtful=doubtful)
+            except DBConnectionError as error:
+                if not (self.options.read_retry and may_pass(error) and time.monotonic() + pause_s < deadline):
+                    raise
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - not for secrets
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _once(
+        self, pool: Pool, connection: PoolConnection, statement: Statement[Result], query: str, values: Sequence[Any]
+    ) -> Result:
+        try:
+            result = await statement(connection, query, values)
+        except BaseException as error:
+            lost = connection.is_closed()
+            await pool.checkin(connection)
+            if not isinstance(error, DRIVER_ERRORS):
+                raise
+            raise translate(error, lost=lost, behind_pooler=self.behind_pooler) from error
+        if not pool.try_checkin(connection):
+            await pool.checkin(connection)
+        return result
+
+
+class _Checkout(PoolConnectionWrapper[Any]):
+    """`async with client.acquire_connection()`."""
+
+    client: PoolClient
+
+    async def ensure_connection(self) -> None:
+        await self.client.open_pool()
 
 
 client_class = PoolClient

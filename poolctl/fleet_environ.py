@@ -12,6 +12,8 @@ from config.variables import VARIABLES
 # Settings of groups that name a server which say nothing about the server, and so hold for one of our own, too.
 _OF_ANY_SERVER = {
     "DB_ECHO",
+    "DB_ENGINE",
+    "DB_READ_RETRY",
     "DB_CONNECT_TIMEOUT",
     "DB_COMMAND_TIMEOUT",
     "DB_APPLICATION_NAME",

@@ -39,6 +39,7 @@ def configure_logging(settings: Settings) -> None:
         asyncpg_pool.addFilter(_OneLine())
     logging.getLogger("tortoise").setLevel(max(level, logging.INFO))
     logging.getLogger("tortoise.db_client").setLevel(logging.DEBUG if settings.db.echo else logging.NOTSET)
+    logging.getLogger("pool.events").setLevel(logging.DEBUG if settings.db.pool_log else logging.NOTSET)
 
 
 class _OneLine(logging.Filter):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 SSL_REQUEST = 80877103
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time: close() sends RST where it would send FIN
+
+Way = Literal["client", "server"]  # whom bytes are on their way to
 
 
 @dataclass(eq=False)
@@ -18,6 +23,13 @@ class _Link:
 
     flows: asyncio.Event = field(default_factory=asyncio.Event)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Send both sides a RST."""
+        for writer in self.writers:
+            if (connection := writer.get_extra_info("socket")) is not None and connection.fileno() >= 0:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+            writer.transport.abort()
 
 
 @dataclass
@@ -30,8 +42,11 @@ class Proxy:
     deaf: bool = False  # accepts new connections and never answers them
     greeting: bytes | None = None  # answers a new connection's first message with this, and hangs up
     tls: ssl.SSLContext | None = None  # speaks TLS to the client, as a server would, and plain text to the server
-    accepted: int = 0
+    delay_s: float = 0.0  # each chunk arrives that much later, either way: a round trip takes twice as long
+    accepted: int = 0  # connections
+    sent: int = 0  # bytes that clients sent, whether they arrived or not
     _server: asyncio.Server | None = None
+    _cuts: dict[Way, list[int]] = field(default_factory=lambda: {"client": [], "server": []})
     _links: set[_Link] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -51,11 +66,23 @@ class Proxy:
         for link in self._links:
             link.flows.clear()
 
+    def thaw(self) -> None:
+        """Put the cable back: what was held arrives now."""
+        for link in self._links:
+            link.flows.set()
+
     def cut(self) -> None:
         """Reset the connections that there are."""
         for link in self._links:
-            for writer in link.writers:
-                writer.transport.abort()
+            link.reset()
+
+    def cut_after(self, count: int, towards: Way, *, times: int = 1) -> None:
+        """Let `count` more bytes through to clients or to the server, then reset the connection that carries the next.
+
+        Bytes of all connections count together, those of new ones too. Happens so many times; replaces what an
+        earlier call has left to do.
+        """
+        self._cuts[towards] = [count] * times
 
     async def close(self) -> None:
         """Stop, and end what is left."""
@@ -99,14 +126,46 @@ class Proxy:
         server_reader, server_writer = await asyncio.open_connection(self.host, self.port)
         link.writers.append(server_writer)
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._pump(link, reader, server_writer))
-            both.create_task(self._pump(link, server_reader, writer))
+            both.create_task(self._pump(link, reader, server_writer, "server"))
+            both.create_task(self._pump(link, server_reader, writer, "client"))
 
-    @staticmethod
-    async def _pump(link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, towards: Way
+    ) -> None:
+        # Reading does not wait for delivery: chunks follow each other on a long line.
+        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        clock = asyncio.get_running_loop().time
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._deliver(link, line, writer, towards))
+            data = b"not yet its end"
+            while data:
+                try:
+                    data = await reader.read(65_536)
+                except OSError:
+                    data = b""
+                if towards == "server":
+                    self.sent += len(data)
+                line.put_nowait((clock() + self.delay_s, data))
+
+    async def _deliver(
+        self, link: _Link, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, towards: Way
+    ) -> None:
+        clock = asyncio.get_running_loop().time
         with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
+            while True:
+                due, data = await line.get()
+                if (early_s := due - clock()) > 0:
+                    await asyncio.sleep(early_s)
+                if not data:
+                    break
                 await link.flows.wait()
+                cuts = self._cuts[towards]
+                if cuts and cuts[0] < len(data):
+                    writer.write(data[: cuts.pop(0)])
+                    link.reset()
+                    return
+                if cuts:
+                    cuts[0] -= len(data)
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort() if not link.flows.is_set() else writer.close()

@@ -142,7 +142,7 @@ def test_check_finds_a_fleet_that_does_not_fit(spawn: Spawner, environ: dict[str
     assert done.returncode == 1, done.stdout + done.stderr
     (finding,) = re.findall(r"^finding: (.*)$", done.stdout, re.MULTILINE)
     assert finding.startswith("the fleet is too large for the server: 2 processes × 49 = 98, available 97 of")
-    assert "lower DB_POOL_MAX to 38, run fewer processes, raise max_connections to 126" in finding
+    assert "set WORKER_DB_POOL_MAX=33, or set POSTGRES_MAX_CONNECTIONS=138, or run fewer workers" in finding
 
 
 def test_check_finds_a_schema_behind(spawn: Spawner, empty_database: dict[str, str]) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import random
 import time
+from typing import Any
 
 import asyncpg
 import pytest
-from tortoise.exceptions import OperationalError
+from tortoise.exceptions import DBConnectionError, OperationalError
 
 from config import Settings
 from db import connect
@@ -29,6 +30,11 @@ async def backend(pool: Pool) -> int:
     finally:
         await pool.release(connection)
     return pid
+
+
+async def acquired(pool: Pool, count: int) -> list[Any]:
+    """So many connections, held by the calling task."""
+    return [await pool.acquire() for _ in range(count)]
 
 
 async def idle_for(seconds: float) -> None:
@@ -51,14 +57,16 @@ def through(proxy: Proxy, environ: Environ) -> Environ:
 async def test_an_exhausted_pool_says_who_waited_how_long_and_for_what(environ: Environ) -> None:
     """PoolTimeout comes at its deadline with the pool's name and numbers; the pool goes on afterwards."""
     async with open_pool(environ, acquire_timeout_s=0.2) as pool:
-        held = [await pool.acquire(), await pool.acquire()]
+        holder = asyncio.create_task(acquired(pool, 2), name="the holder")
+        held = await holder
         started = time.monotonic()
         with pytest.raises(PoolTimeout) as caught:
             await pool.acquire()
         assert 0.2 <= time.monotonic() - started < 0.7
         assert str(caught.value) == (
-            "pool 'tested': no connection within 0.2 s (DB_POOL_TIMEOUT); limit=2, size=2, in use=2, idle=0,"
-            " waiting=1: raise DB_POOL_MAX, run fewer jobs at once, or hold connections for a shorter time"
+            "pool 'tested': no connection came free within 0.2 s (DB_POOL_TIMEOUT); limit=2, size=2, in use=2, idle=0,"
+            " waiting=1; held by task 'the holder' for 0.2 s; held by task 'the holder' for 0.2 s: raise DB_POOL_MAX,"
+            " run fewer jobs at once, or hold connections for a shorter time"
         )
         assert isinstance(caught.value, OperationalError)
         assert pool.snapshot().timeouts == 1
@@ -69,26 +77,29 @@ async def test_an_exhausted_pool_says_who_waited_how_long_and_for_what(environ: 
 
 
 async def test_a_server_that_does_not_answer_is_not_called_a_full_pool(environ: Environ) -> None:
-    """Where connecting takes too long, the remedy of the PoolTimeout is another one."""
+    """Where connecting takes too long, the error is another one, and so is what to do."""
     async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:
         proxy.deaf = True
-        async with open_pool(through(proxy, environ), acquire_timeout_s=0.2) as pool:
-            with pytest.raises(PoolTimeout, match="could not be opened in time"):
-                await pool.acquire()
-
-
-async def test_the_server_s_own_errors_stay_what_they_are(environ: Environ) -> None:
-    """A connect timeout of asyncpg is no PoolTimeout, and a refusal comes out at once."""
-    async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:
-        proxy.deaf = True
-        async with open_pool(through(proxy, environ), timeout=0.1) as pool:
-            with pytest.raises(TimeoutError) as caught:
+        async with open_pool(through(proxy, environ), acquire_timeout_s=0.2, pooler="none") as pool:
+            with pytest.raises(DBConnectionError, match=r"could not be opened within 0\.2 s") as caught:
                 await pool.acquire()
             assert not isinstance(caught.value, PoolTimeout)
-            await proxy.stop()
-            with pytest.raises(ConnectionRefusedError):
-                await pool.acquire()
             assert pool.snapshot().timeouts == 0
+
+
+async def test_errors_of_connecting_are_in_tortoise_s_family(environ: Environ) -> None:
+    """A server that does not answer in time, and one that refuses: DBConnectionError at once, the cause chained."""
+    async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:
+        proxy.deaf = True
+        async with open_pool(through(proxy, environ), timeout=0.1, pooler="none") as pool:
+            with pytest.raises(DBConnectionError, match="cannot connect: no answer in time") as caught:
+                await pool.acquire()
+            assert isinstance(caught.value.__cause__, TimeoutError)
+            await proxy.stop()
+            with pytest.raises(DBConnectionError, match="cannot connect") as caught:
+                await pool.acquire()
+            assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+            assert pool.snapshot().connect_failures == 2
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(environ: Environ) -> None:
@@ -193,12 +204,13 @@ async def test_release_does_not_wait_for_a_silent_server(environ: Environ) -> No
 
 async def test_release_of_a_broken_connection_raises_nothing(environ: Environ) -> None:
     """What the caller did has its result by then; an error of the reset must not hide it."""
-    async with open_pool(environ, max_size=1) as pool:
+    async with open_pool(environ, max_size=1, reset="always") as pool:
         connection = await pool.acquire()
         await admin(environ, "SELECT pg_terminate_backend($1)", connection.get_server_pid())
         await pool.release(connection)
-        await backend(pool)
         assert pool.snapshot().in_use == 0
+        await until(lambda: pool.snapshot().size == 0, what="its end is noticed")
+        await backend(pool)
 
 
 async def test_releasing_twice_and_late_is_harmless(environ: Environ) -> None:
@@ -210,7 +222,7 @@ async def test_releasing_twice_and_late_is_harmless(environ: Environ) -> None:
         await pool.release(first)
         assert pool.snapshot().in_use == 1
         assert await second.fetchval("SELECT 1") == 1
-        await pool.close(timeout_s=0.1)
+        await pool.close(grace_s=0.1)
         await pool.release(second)
         await pool.close()
 
@@ -232,7 +244,7 @@ async def test_closing_gives_up_on_a_silent_server(environ: Environ, caplog: pyt
         connection = await pool.acquire()
         proxy.freeze()
         started = time.monotonic()
-        await pool.close(timeout_s=0.3)
+        await pool.close(grace_s=0.3)
         assert time.monotonic() - started < 1.0
         assert pool.snapshot().size == 0
         assert "cut off after 0.3 s of closing, 1 connections still in use" in caplog.text

@@ -118,6 +118,16 @@ def test_statements_are_logged_with_db_echo_alone(
     assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == expected
 
 
+@pytest.mark.parametrize(("environ", "lines"), [({}, 0), ({"LOG_LEVEL": "DEBUG"}, 1), ({"DB_POOL_LOG": "true"}, 1)])
+def test_the_pool_s_events_are_shown_with_db_pool_log(
+    environ: dict[str, str], lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DB_POOL_LOG shows them at every level; the pool writes none without it."""
+    configure_logging(_settings(LOG_FORMAT="json", **environ))
+    logging.getLogger("pool.events").debug("check-out")
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 def _settings(**environ: str) -> Settings:
     return Settings.load("worker", environ)
 

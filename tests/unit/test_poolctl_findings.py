@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from config import Settings
@@ -36,18 +37,26 @@ def test_nothing_to_find() -> None:
 
 
 def test_fleet_too_large() -> None:
-    """A fleet that may open one connection too many is told the largest DB_POOL_MAX and max_connections."""
+    """A fleet that may open one connection too many is told the ways out that `poolctl plan` has for it."""
     ((text, code),) = findings(fleet=[worker(50), worker(48)])
     assert code == 1
     assert text.startswith("the fleet is too large for the server: 1 process × 48 + 1 process × 50 = 98, available 97")
-    assert "lower DB_POOL_MAX to 38," in text  # 77 usable for two
-    assert "max_connections to 126" in text  # of which 98 are usable
+    assert "set WORKER_DB_POOL_MAX=33, or" in text  # 77 usable, less 10 for the overhead, for two
+    assert "set POSTGRES_MAX_CONNECTIONS=138, or" in text  # 2 × 49 and 10 fit
+    ((legacy, _),) = findings({"DATABASE_URL": "postgres://h/d"}, fleet=[worker(50), worker(48)])
+    assert "DB_POOL" not in legacy
 
 
 def test_more_processes_than_connections() -> None:
     """With more processes than connections no DB_POOL_MAX helps, and none is advised."""
     ((text, _),) = findings(fleet=[worker(1)] * 98)
     assert "DB_POOL_MAX" not in text
+
+
+def test_nothing_but_bots() -> None:
+    """Where no worker lives there is nothing to plan, and the finding is still told with a remedy."""
+    ((text, _),) = findings(fleet=[replace(worker(98), role="bot")])
+    assert "98, available 97 of max_connections=100: lower the largest DB_POOL_MAX, or run fewer processes" in text
 
 
 def test_one_pool_too_large() -> None:

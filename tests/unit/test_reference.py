@@ -10,7 +10,8 @@ from dotenv import dotenv_values
 from config import Settings
 from config.reference import env_example
 from config.variables import VARIABLES
-from poolctl.documentation import scaling_table, written
+from poolctl.documentation import CHARTS, scaling_table, written
+from poolctl.plan_picture import draw
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +20,16 @@ def test_documentation_is_the_codes() -> None:
     """README's tables and `.env.example` are what `make reference` writes."""
     for path, text in written(ROOT):
         assert path.read_text(encoding="utf-8") == text, path.name
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_are_the_plans(name: str, tmp_path: Path) -> None:
+    """The charts in docs/ are what `make reference` draws, and docs/scaling.md shows each."""
+    pytest.importorskip("matplotlib", reason="the extra `chart` is not installed")
+    drawn = tmp_path / "drawn.svg"
+    draw(CHARTS[name], drawn)
+    assert (ROOT / name).read_bytes() == drawn.read_bytes()
+    assert f"]({Path(name).name})" in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def test_scaling_table_reaches_the_line() -> None:

@@ -32,7 +32,10 @@ def test_defaults() -> None:
     db, redis, worker = settings.db, settings.redis, settings.worker
     assert (db.host, db.port, db.user, db.name) == (("localhost",), (5432,), "postgres", "postgres")
     assert db.password.get_secret_value() == "postgres"
-    assert (db.pool_min, db.pool_max, db.pool_timeout, db.pool_pre_ping) == (2, 10, 30, True)
+    assert (db.pool_min, db.pool_max, db.pool_timeout, db.pool_max_waiting) == (2, 10, 30, 0)
+    assert (db.pool_pre_ping, db.pool_pre_ping_idle, db.pool_reset) == (True, 1, "auto")
+    assert (db.pool_mode, db.pool_log, db.pooler, db.leak_threshold) == ("pool", False, "auto", 0)
+    assert (db.read_retry, db.engine) == (True, "pool")
     assert (db.max_queries, db.max_idle_time, db.max_lifetime, db.echo) == (50_000, 300, 3600, False)
     assert (db.connect_timeout, db.command_timeout, db.sslmode, db.target_session_attrs) == (10, 60, "prefer", "any")
     assert (db.direct_host, db.direct_port) == (db.host, db.port)
@@ -242,6 +245,23 @@ class TestFaults:
                 "DB_PORT=1,2,3 has 3 ports for the 2 hosts of DB_HOST: give one port for all, or one for each host",
             ),
             ({"DB_SSLMODE": "on"}, "DB_SSLMODE=on is not one of disable, allow, prefer, require, verify-ca, verify"),
+            ({"DB_POOL_MAX_WAITING": "-1"}, "DB_POOL_MAX_WAITING=-1 is less than 0: give a whole number from 0 to"),
+            ({"DB_POOL_PRE_PING_IDLE": "-1"}, "DB_POOL_PRE_PING_IDLE=-1 is less than 0: give a number from 0 to"),
+            ({"DB_LEAK_THRESHOLD": "-0.1"}, "DB_LEAK_THRESHOLD=-0.1 is less than 0: give a number from 0 to"),
+            ({"DB_POOL_RESET": "rollback"}, "DB_POOL_RESET=rollback is not one of auto, always, never: give one"),
+            ({"DB_POOL_MODE": "transaction"}, "DB_POOL_MODE=transaction is not one of pool, none: give one"),
+            ({"DB_POOLER": "statement"}, "DB_POOLER=statement is not one of auto, none, transaction, session: give"),
+            ({"DB_POOL_LOG": "debug"}, "DB_POOL_LOG=debug is not true or false: give one"),
+            ({"DB_READ_RETRY": "3"}, "DB_READ_RETRY=3 is not true or false: give one"),
+            ({"DB_ENGINE": "django.db.backends.postgresql"}, "DB_ENGINE=django.db.backends.postgresql is not one of p"),
+            (
+                {"DB_ENGINE": "tortoise", "DB_HOST": "a,b"},
+                "DB_ENGINE=tortoise takes one host, and DB_HOST names 2: name one host, or unset DB_ENGINE",
+            ),
+            (
+                {"WORKER_DB_ENGINE": "tortoise", "DATABASE_URL": "postgres://a,b,c"},
+                "WORKER_DB_ENGINE=tortoise takes one host, and DATABASE_URL names 3: name one host, or unset",
+            ),
             ({"DB_POOL_PRE_PING": "maybe"}, "DB_POOL_PRE_PING=maybe is not true or false: give one, or unset it"),
             (
                 {"DB_POOL_MIN": "12"},
@@ -310,7 +330,15 @@ class TestNearMisses:
             ({"PG_POOL_WHATEVER": "1"}, "pool settings here are DB_POOL_MIN, DB_POOL_MAX"),
             ({"POOL_PRE_PING": "true"}, "the name here is DB_POOL_PRE_PING"),
             ({"POOL_USE_LIFO": "true"}, "remove it: the connection returned last is always reused first here"),
-            ({"DISABLE_SQLALCHEMY_POOLING": "1"}, "remove it: every process has a pool"),
+            ({"DISABLE_SQLALCHEMY_POOLING": "1"}, "remove it: every process has a pool; DB_POOL_MODE=none is to do"),
+            ({"DB_POOLCLASS": "NullPool"}, "remove it: every process has a pool; DB_POOL_MODE=none is SQLAlchemy's"),
+            ({"DB_MAX_WAITING": "20"}, "the name here is DB_POOL_MAX_WAITING"),
+            ({"PG_POOL_MAX_WAITING": "20"}, "the name here is DB_POOL_MAX_WAITING"),
+            ({"SQLALCHEMY_ECHO_POOL": "debug"}, "the name here is DB_POOL_LOG"),
+            ({"DB_POOL_RESET_ON_RETURN": "rollback"}, "the name here is DB_POOL_RESET"),
+            ({"WORKER_DB_LEAK_DETECTION_THRESHOLD": "2"}, "the name here is WORKER_DB_LEAK_THRESHOLD"),
+            ({"DB_POOLER_MODE": "transaction"}, "the name here is DB_POOLER"),
+            ({"DB_LEAK_TRESHOLD": "5"}, "did you mean DB_LEAK_THRESHOLD?"),
             ({"DB_POLL_MAX": "5"}, "did you mean DB_POOL_MAX?"),
             ({"DB_PO0L_MAXX": "5"}, "did you mean DB_POOL_MAX?"),
             ({"BD_POOL_MAX": "5"}, "did you mean DB_POOL_MAX?"),
@@ -340,6 +368,10 @@ class TestNearMisses:
             ("DB_USERNAME", "DB_USERNAME is not a setting and is ignored: did you mean DB_USER?"),
             ("WORKER_MAX_JOB", "WORKER_MAX_JOB is not a setting and is ignored: did you mean WORKER_MAX_JOBS?"),
             ("DB_POOL_COLOUR", "DB_POOL_COLOUR is not a setting and is ignored"),
+            ("DB_POOL", "DB_POOL is not a setting and is ignored: did you mean DB_POOL_MAX?"),
+            ("DB_POLLER", "DB_POLLER is not a setting and is ignored: did you mean DB_POOLER?"),
+            ("DB_PGBOUNCER", "DB_PGBOUNCER is not a setting and is ignored: did you mean DB_POOLER?"),
+            ("DB_READRETRY", "DB_READRETRY is not a setting and is ignored: did you mean DB_READ_RETRY?"),
         ],
     )
     def test_other_unknown_names_warn(self, name: str, warning: str) -> None:
@@ -409,11 +441,19 @@ class TestDatabaseUrl:
             "DB_POOL_MAX",
             "DB_POOL_TIMEOUT",
             "DB_POOL_PRE_PING",
+            "DB_POOL_MAX_WAITING",
+            "DB_POOL_PRE_PING_IDLE",
+            "DB_POOL_LOG",
+            "DB_POOL_RESET",
+            "DB_POOL_MODE",
+            "DB_LEAK_THRESHOLD",
             "DB_MAX_QUERIES",
             "DB_MAX_IDLE_TIME",
             "DB_MAX_LIFETIME",
             "WORKER_DB_POOL_MAX",
             "BOT_DB_MAX_QUERIES",
+            "BOT_DB_LEAK_THRESHOLD",
+            "DB_LEAK_TRESHOLD",
             "DB_POOL_WHATEVER",
             "DB_POOL_SIZE",
             "DB_POLL_MAX",
@@ -428,6 +468,13 @@ class TestDatabaseUrl:
             f"{name}=1 is a pool setting beside DATABASE_URL, and they exclude each other: unset it; or unset"
             " DATABASE_URL and set DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_NAME"
         )
+
+    def test_what_is_no_pool_setting_may_stand_beside_it(self) -> None:
+        """What the address is of, whether a read is tried again, and the engine: no URL can say these."""
+        environ = {"DB_POOLER": "transaction", "DB_READ_RETRY": "false", "DB_ENGINE": "tortoise"}
+        settings = Settings.load("worker", {"DATABASE_URL": self.URL, **environ})
+        assert (settings.db.pooler, settings.db.read_retry, settings.db.engine) == ("transaction", False, "tortoise")
+        assert settings.warnings == ()
 
     def test_excludes_pool_settings_of_dotenv(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A pool setting in `.env` is refused beside a DATABASE_URL of the environment."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 
 import asyncpg
+from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.config import TortoiseConfig
 
 from config import Settings, asyncpg_pool_kwargs, tortoise_config
 from config.tortoise import asyncpg_connect_kwargs
+from pool.options import PoolOptions
 
 ENVIRON = {
     "DB_HOST": "db",
@@ -81,11 +83,55 @@ def test_tortoise_config() -> None:
     assert (credentials["minsize"], credentials["maxsize"]) == (3, 7)
     # in Tortoise these two would silently beat minsize and maxsize
     assert not {"min_size", "max_size"} & set(credentials)
-    assert (credentials["acquire_timeout_s"], credentials["pre_ping"], credentials["max_lifetime_s"]) == (
-        30,
-        True,
-        3600,
+    assert config["connections"]["default"]["engine"] == "pool.engine"
+
+
+def test_guards_are_the_options_of_the_pool() -> None:
+    """Every setting of the pool reaches its option, and the pool's defaults are the settings'."""
+    others = {
+        "DB_POOL_TIMEOUT": "1.5",
+        "DB_POOL_MAX_WAITING": "20",
+        "DB_POOL_PRE_PING": "false",
+        "DB_POOL_PRE_PING_IDLE": "7",
+        "DB_MAX_LIFETIME": "900",
+        "DB_POOL_MODE": "none",
+        "DB_POOL_RESET": "always",
+        "DB_POOLER": "session",
+        "DB_POOL_LOG": "true",
+        "DB_READ_RETRY": "false",
+        "DB_LEAK_THRESHOLD": "0.5",
+    }
+    assert guards(ENVIRON) == PoolOptions()
+    assert guards(ENVIRON | others) == PoolOptions(
+        acquire_timeout_s=1.5,
+        max_waiting=20,
+        pre_ping=False,
+        pre_ping_idle_s=7,
+        max_lifetime_s=900,
+        mode="none",
+        reset="always",
+        pooler="session",
+        log=True,
+        read_retry=False,
+        leak_threshold_s=0.5,
     )
+
+
+def guards(environ: dict[str, str]) -> PoolOptions:
+    """The options of the pool that a process with `environ` gets."""
+    config = tortoise_config(Settings.load("worker", environ))
+    return PoolOptions.taken_from(dict(config["connections"]["default"]["credentials"]))
+
+
+def test_stock_engine_gets_no_guards() -> None:
+    """With DB_ENGINE=tortoise all that is left is known to Tortoise and asyncpg, which refuse anything else."""
+    config = tortoise_config(Settings.load("worker", ENVIRON | {"DB_ENGINE": "tortoise"}))
+    connection = config["connections"]["default"]
+    assert connection["engine"] == "tortoise.backends.asyncpg"
+    client = AsyncpgDBClient(connection_name="default", **connection["credentials"])
+    known = {*inspect.signature(asyncpg.create_pool).parameters, *inspect.signature(asyncpg.connect).parameters}
+    assert set(client.extra) <= known
+    assert connection["credentials"]["maxsize"] == 7
 
 
 def test_no_repr_shows_the_password() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from config.variables import VARIABLES
+from config.variables import POOL_PREFIXES, VARIABLES
 from poolctl.app import build_app
 from poolctl.fleet_environ import configured_environ, is_foreign, own_servers_environ
 
@@ -69,8 +69,8 @@ def test_pool_settings_and_all_others_are_handed_on() -> None:
 def test_every_variable_that_names_a_server_is_foreign() -> None:
     """Of the settings of database and Redis only pool settings and those of any server are handed on."""
     handed_on = {v.name for v in VARIABLES if v.group in ("DB", "REDIS") and not is_foreign(v.name)}
-    assert {name for name in handed_on if not name.startswith(("DB_POOL_", "DB_MAX_"))} == {
-        *("DB_ECHO", "DB_CONNECT_TIMEOUT", "DB_COMMAND_TIMEOUT", "DB_APPLICATION_NAME"),
+    assert {name for name in handed_on if not name.startswith(POOL_PREFIXES)} == {
+        *("DB_ECHO", "DB_ENGINE", "DB_READ_RETRY", "DB_CONNECT_TIMEOUT", "DB_COMMAND_TIMEOUT", "DB_APPLICATION_NAME"),
         *("REDIS_MAX_CONNECTIONS", "REDIS_CONNECT_TIMEOUT", "REDIS_SOCKET_TIMEOUT", "REDIS_HEALTH_CHECK_INTERVAL"),
     }
 
