@@ -26,6 +26,8 @@ async def open_patiently(open_once: Callable[[], Awaitable[Opened]], *, target: 
     """
     last: DatabaseError | None = None
     pause_s = FIRST_PAUSE_S
+    this = asyncio.current_task()
+    cancellations = this.cancelling() if this else 0
     try:
         async with asyncio.timeout(within_s):
             while True:
@@ -38,6 +40,9 @@ async def open_patiently(open_once: Callable[[], Awaitable[Opened]], *, target: 
                     if last is None:
                         logger.warning("%s; trying again for %g s", failure, within_s)
                     last = failure
+                    # asyncio.gather(), with which asyncpg opens a floor, lets an error replace a cancellation.
+                    if this and this.cancelling() > cancellations:
+                        raise asyncio.CancelledError from error
                 # Jitter: processes that were started together should not knock together.
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - not for secrets
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
