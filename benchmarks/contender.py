@@ -17,6 +17,7 @@ ASYNCPG = "asyncpg pool"
 NO_RESET = "asyncpg pool without reset"
 DEDICATED = "asyncpg without a pool"
 SQLALCHEMY = "SQLAlchemy async"
+SQLALCHEMY_AUTOCOMMIT = "SQLAlchemy async, AUTOCOMMIT"
 PSYCOPG = "psycopg_pool"
 
 # Does its work once. The argument is the number of the task that does it, from 0.

@@ -6,9 +6,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from benchmarks.asyncpg_pools import open_dedicated, open_pool, open_pool_without_reset
-from benchmarks.contender import ASYNCPG, DEDICATED, ENGINE, NO_RESET, PSYCOPG, SQLALCHEMY, STOCK, Contender
+from benchmarks.contender import (
+    ASYNCPG,
+    DEDICATED,
+    ENGINE,
+    NO_RESET,
+    PSYCOPG,
+    SQLALCHEMY,
+    SQLALCHEMY_AUTOCOMMIT,
+    STOCK,
+    Contender,
+)
 from benchmarks.psycopg_pools import open_psycopg
-from benchmarks.sqlalchemy_engine import open_sqlalchemy
+from benchmarks.sqlalchemy_engine import open_sqlalchemy, open_sqlalchemy_autocommit
 from benchmarks.tortoise_engines import open_engine, open_stock
 from config import Settings
 
@@ -19,6 +29,7 @@ OPENERS: dict[str, Callable[[Settings], AbstractAsyncContextManager[Contender]]]
     NO_RESET: open_pool_without_reset,
     DEDICATED: open_dedicated,
     SQLALCHEMY: open_sqlalchemy,
+    SQLALCHEMY_AUTOCOMMIT: open_sqlalchemy_autocommit,
     PSYCOPG: open_psycopg,
 }
 

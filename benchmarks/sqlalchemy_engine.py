@@ -18,8 +18,21 @@ from config.tortoise import asyncpg_connect_kwargs
 
 @asynccontextmanager
 async def open_sqlalchemy(settings: Settings) -> AsyncIterator[Contender]:
-    """Two engines, as SQLAlchemy recommends: AUTOCOMMIT for single statements, its default for transactions."""
+    """As it is out of the box: the first statement begins a transaction."""
+    engine = _engine(settings)
+    async with _disposed(engine):
+        yield _contender(single=engine, transactional=engine)
+
+
+@asynccontextmanager
+async def open_sqlalchemy_autocommit(settings: Settings) -> AsyncIterator[Contender]:
+    """With an engine of isolation level AUTOCOMMIT for single statements beside it, as its documentation proposes."""
     single, transactional = _engine(settings, isolation_level="AUTOCOMMIT"), _engine(settings)
+    async with _disposed(single, transactional):
+        yield _contender(single, transactional)
+
+
+def _contender(single: AsyncEngine, transactional: AsyncEngine) -> Contender:
     statements = {sql: text(_named(sql)) for sql in (READ, INSERT, INSERT_RETURNING, UPDATE)}
 
     async def read(_: int) -> object:
@@ -27,7 +40,7 @@ async def open_sqlalchemy(settings: Settings) -> AsyncIterator[Contender]:
             return (await connection.execute(statements[READ], {"p1": READ_ID})).all()
 
     async def insert(_: int) -> object:
-        async with single.connect() as connection:
+        async with single.begin() as connection:
             return await connection.execute(statements[INSERT], {"p1": NAME, "p2": 0})
 
     async def transaction(_: int) -> object:
@@ -40,11 +53,16 @@ async def open_sqlalchemy(settings: Settings) -> AsyncIterator[Contender]:
         async with single.connect():
             pass
 
+    return Contender({Work.READ: read, Work.INSERT: insert, Work.TRANSACTION: transaction, Work.ACQUIRE: acquire})
+
+
+@asynccontextmanager
+async def _disposed(*engines: AsyncEngine) -> AsyncIterator[None]:
     try:
-        yield Contender({Work.READ: read, Work.INSERT: insert, Work.TRANSACTION: transaction, Work.ACQUIRE: acquire})
+        yield
     finally:
-        await single.dispose()
-        await transactional.dispose()
+        for engine in engines:
+            await engine.dispose()
 
 
 def _engine(settings: Settings, **options: Any) -> AsyncEngine:

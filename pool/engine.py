@@ -171,8 +171,13 @@ class _Checkout(PoolConnectionWrapper[Any]):
 
     client: PoolClient
 
-    async def ensure_connection(self) -> None:
-        await self.client.open_pool()
+    async def __aenter__(self) -> Any:
+        self._acquired_from = await self.client.open_pool()
+        self.connection = await self._acquired_from.acquire()
+        return self.connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._acquired_from.release(self.connection)
 
 
 client_class = PoolClient

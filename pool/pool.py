@@ -246,6 +246,8 @@ class Pool:
             connection = await self._stand_in_line()
         elif self._hot:
             connection = self._hot.pop()
+        elif len(self._connections) >= self._gate.taken:
+            connection = await self._from_idle()
         now = time.monotonic()
         if connection is None or doubtful or self._doubts(connection, now) is not None:
             connection = await self._make_fit(connection, asked + self.options.acquire_timeout_s, doubtful=doubtful)
@@ -314,12 +316,6 @@ class Pool:
         fit = False
         patience = asyncio.timeout_at(deadline)
         try:
-            if connection is None and len(self._connections) - len(self._hot) >= self._gate.taken:
-                # One of them is idle, which asyncpg hands out at once: no timer for the usual case.
-                connection = await self._from_asyncpg()
-                if not doubtful and self._doubts(connection, connection.hot_since) is None:
-                    fit = True
-                    return connection
             async with patience:
                 for _ in range(self._gate.limit + 1):
                     if connection is None:
@@ -341,6 +337,19 @@ class Pool:
                 if connection is not None:  # cancelled while asking it
                     self._terminate(connection, "error")
                 self._gate.leave()
+
+    async def _from_idle(self) -> PoolConnection:
+        """A connection that is idle in asyncpg's pool, which hands it out at once: no timer for the usual case.
+
+        There is one where more are open than places are taken. Gives up the caller's place where it fails.
+        """
+        try:
+            return await self._from_asyncpg()
+        except BaseException as error:  # it died this moment, and so did what asyncpg put in its place
+            self._gate.leave()
+            if isinstance(error, Exception):
+                raise self._explained(error, timed_out=False)  # noqa: B904 - it has its cause
+            raise
 
     async def _from_asyncpg(self) -> PoolConnection:
         proxy = await self._pool.acquire()
