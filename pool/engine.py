@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
@@ -172,12 +172,12 @@ class _Checkout(PoolConnectionWrapper[Any]):
     client: PoolClient
 
     async def __aenter__(self) -> Any:
-        self._acquired_from = await self.client.open_pool()
+        self._acquired_from: Pool = self.client._pool or await self.client.open_pool()
         self.connection = await self._acquired_from.acquire()
         return self.connection
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._acquired_from.release(self.connection)
+    def __aexit__(self, *_: object) -> Coroutine[Any, Any, None]:
+        return self._acquired_from.release(self.connection)
 
 
 client_class = PoolClient

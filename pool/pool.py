@@ -167,8 +167,9 @@ class Pool:
         by now, and it is replaced.
         """
         connection = self._lent.pop(proxy, None)
-        if connection is not None:
-            await self.checkin(connection)
+        if connection is not None and connection in self._held:
+            self._let_go(connection, time.monotonic())
+            await self._return(connection)
 
     async def resize(self, limit: int) -> None:
         """Changes the limit, from 1 to the ceiling. Callers in line are served at once as far as it grows.
