@@ -72,6 +72,7 @@ class Pool:
         self._held: set[PoolConnection] = set()
         self._lent: dict[Any, PoolConnection] = {}  # by the proxy that a user of `acquire` has
         self._hot: list[PoolConnection] = []
+        self._on_end = self._on_closed  # one bound method for all of them
         self._connector = Connector(name, options.pooler)
         self._resets = options.reset
         self._stays_hot = options.mode == "pool" and options.reset != "always"
@@ -545,13 +546,13 @@ class Pool:
         self.statistics.create_s.observe(now - started)
         jitter = 1 - LIFETIME_JITTER * random.random()  # noqa: S311 - not for secrets
         connection.statistics = self.statistics
-        connection.backend = connection.get_server_pid()
         connection.idle_since = now
         connection.expires_at = now + (self.options.max_lifetime_s or math.inf) * jitter
         connection.generation = self._generation
-        connection.watch_end(self._on_closed)
+        connection.watch_end(self._on_end)
         self._connections.add(connection)
         if self.options.log:
+            connection.backend = connection.get_server_pid()  # asyncpg does not know it any more at the end
             self._event("connect", connection)
         return connection
 
