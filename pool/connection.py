@@ -38,6 +38,7 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
         "holder",
         "hot_since",
         "idle_since",
+        "last_status",
         "on_end",
         "on_statement",
         "proxy",
@@ -52,6 +53,7 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
         self.statistics = PoolStatistics()  # asyncpg may ask the server's role before the pool has the connection
         self.backend = 0  # the server process
         self.statements = 0
+        self.last_status = ""
         self.changed = False  # the session may differ from a new one
         self.unseen = False  # statements may have run in this checkout that are not seen here
         self.proxy: Any = None  # asyncpg's, while the connection is checked out of asyncpg's pool
@@ -85,8 +87,13 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
         """Asks the server for a sign of life, uncounted. Raises whatever asyncpg raises."""
         await super().execute("SELECT 1", timeout=timeout_s)
 
+    def get_reset_query(self) -> str:
+        """asyncpg's, and what that leaves to the next user: another role, and temporary tables."""
+        query: str = super().get_reset_query()
+        return f"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {query} DISCARD TEMP;" if query else ""
+
     async def reset_session(self) -> None:
-        """Sends asyncpg's reset query, uncounted."""
+        """Sends the reset query, uncounted."""
         if query := self.get_reset_query():
             await super().execute(query)
         self.changed = False
@@ -104,7 +111,8 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
         super().terminate()
 
     async def execute(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._seen(super().execute(self._look_at(query), *args, **kwargs))
+        status = self.last_status = await self._seen(super().execute(self._look_at(query), *args, **kwargs))
+        return status
 
     async def executemany(self, command: str, *args: Any, **kwargs: Any) -> Any:
         return await self._seen(super().executemany(self._look_at(command), *args, **kwargs))
@@ -126,7 +134,7 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
 
     async def prepare(self, query: str, *args: Any, **kwargs: Any) -> Any:
         self.unseen = True
-        return await super().prepare(self._look_at(query), *args, **kwargs)
+        return await self._doubted(super().prepare(self._look_at(query), *args, **kwargs))
 
     def cursor(self, query: str, *args: Any, **kwargs: Any) -> Any:
         self.changed = True  # it may be left open
@@ -138,15 +146,15 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
 
     async def copy_from_table(self, *args: Any, **kwargs: Any) -> Any:
         self.unseen = True
-        return await super().copy_from_table(*args, **kwargs)
+        return await self._doubted(super().copy_from_table(*args, **kwargs))
 
     async def copy_to_table(self, *args: Any, **kwargs: Any) -> Any:
         self.unseen = True
-        return await super().copy_to_table(*args, **kwargs)
+        return await self._doubted(super().copy_to_table(*args, **kwargs))
 
     async def copy_records_to_table(self, *args: Any, **kwargs: Any) -> Any:
         self.unseen = True
-        return await super().copy_records_to_table(*args, **kwargs)
+        return await self._doubted(super().copy_records_to_table(*args, **kwargs))
 
     def _look_at(self, query: str) -> str:
         """The query as asyncpg takes it, which wants exactly a str: the ORM's are of a subclass, for their mark."""
@@ -162,11 +170,15 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
         recording = current_recording()
         started = time.perf_counter() if recording is not None else 0.0
         try:
+            return await self._doubted(statement)
+        finally:
+            if recording is not None:
+                recording.queries.append(time.perf_counter() - started)
+
+    async def _doubted(self, statement: Awaitable[Result]) -> Result:
+        try:
             return await statement
         except BaseException:
             # asyncpg switches jit off while it asks for a type, and on again only if all goes well.
             self.changed = True
             raise
-        finally:
-            if recording is not None:
-                recording.queries.append(time.perf_counter() - started)

@@ -14,7 +14,7 @@ from tortoise.exceptions import DBConnectionError
 
 from pool import statements
 from pool.connection import PoolConnection
-from pool.errors import DRIVER_ERRORS, PoolError, may_pass, translate
+from pool.errors import DRIVER_ERRORS, PoolClosed, PoolError, may_pass, translate
 from pool.options import PoolOptions
 from pool.orm_query import OrmQuery, is_repeatable
 from pool.pool import Pool
@@ -47,6 +47,7 @@ class PoolClient(AsyncpgDBClient):
         self.host: Any = host
         self.port: Any = port
         self._opening: asyncio.Task[None] | None = None
+        self._shut = False
 
     @property
     def pool(self) -> Pool:
@@ -61,13 +62,23 @@ class PoolClient(AsyncpgDBClient):
         return isinstance(self._pool, Pool) and self._pool.pooler == "transaction"
 
     async def open_pool(self) -> Pool:
-        """The pool, opened now if nobody did. Those who ask meanwhile share the attempt, and its failure."""
+        """The pool, opened now if nobody did. Those who ask meanwhile share the attempt, and its failure.
+
+        Raises PoolClosed after `close`, and what `create_connection` raises.
+        """
         if self._pool is None:
+            if self._shut:
+                raise PoolClosed(f"connection {self.connection_name!r} was closed: create_connection() opens it again")
             if self._opening is None:
-                self._opening = asyncio.create_task(self.create_connection(with_db=True))
+                self._opening = asyncio.create_task(self._open())
                 self._opening.add_done_callback(self._opened)
             await asyncio.shield(self._opening)
         return self.pool
+
+    async def _open(self) -> None:
+        async with self._pool_init_lock:
+            if self._pool is None:
+                await super().create_connection(with_db=True)
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         self._opening = None
@@ -76,8 +87,11 @@ class PoolClient(AsyncpgDBClient):
 
     async def create_connection(self, with_db: bool) -> None:
         """Opens a pool, in place of the one before. Raises DBConnectionError, or a PoolError."""
-        await self.close()
-        await super().create_connection(with_db)
+        async with self._pool_init_lock:
+            if self._pool is not None:
+                await self._pool.close()
+            self._shut = False
+            await super().create_connection(with_db)
 
     async def create_pool(self, **kwargs: Any) -> Pool:
         """Tortoise's hook; called by `create_connection`, with the arguments of `asyncpg.create_pool`."""
@@ -86,12 +100,17 @@ class PoolClient(AsyncpgDBClient):
         return pool
 
     async def close(self) -> None:
-        """Closes the pool and keeps it: whoever asks it later is told.
+        """Closes the pool and keeps it: whoever asks it later is told. One that is just being opened, too.
 
         Tortoise forgets it instead: then a late release fails on None, and a late query opens a new pool.
         """
-        if self._pool is not None:
-            await self._pool.close()
+        self._shut = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        async with self._pool_init_lock:
+            if self._pool is not None:
+                await self._pool.close()
 
     def acquire_connection(self) -> PoolConnectionWrapper[Any]:
         return _Checkout(self, self._pool_init_lock)
@@ -176,8 +195,8 @@ class _Checkout(PoolConnectionWrapper[Any]):
         self.connection = await self._acquired_from.acquire()
         return self.connection
 
-    def __aexit__(self, *_: object) -> Coroutine[Any, Any, None]:
-        return self._acquired_from.release(self.connection)
+    def __aexit__(self, exc_type: object, *_: object) -> Coroutine[Any, Any, None]:
+        return self._acquired_from.release(self.connection, failed=exc_type is not None)
 
 
 client_class = PoolClient

@@ -84,10 +84,12 @@ class Pool:
         self._closing = False
         self._closed = asyncio.Event()
         self._pool: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._leak_watch = LeakWatch(name, options.leak_threshold_s, lambda: self._held, self.statistics)
 
     async def open(self) -> None:
         """Opens as many connections as the floor says. Raises DBConnectionError, with nothing left open."""
+        self._loop = asyncio.get_running_loop()
         self._pool = asyncpg.create_pool(None, connect=self._connect, reset=self._reset, **self._arguments)
         try:
             await self._pool
@@ -161,14 +163,17 @@ class Pool:
         self._lent[connection.proxy] = connection
         return connection.proxy
 
-    async def release(self, proxy: Any) -> None:
+    async def release(self, proxy: Any, *, failed: bool = False) -> None:
         """Takes a connection back. Does nothing where it came back already, or was cut off by `close`.
+
+        `failed`: its use ended with an exception, so its session is reset.
 
         Never raises for a connection that breaks on its way back: what its user asked of it is done or failed
         by now, and it is replaced.
         """
         connection = self._lent.pop(proxy, None)
         if connection is not None and connection in self._held:
+            connection.changed |= failed
             self._let_go(connection, time.monotonic())
             await self._return(connection)
 
@@ -184,8 +189,8 @@ class Pool:
             raise PoolError(f"pool {self.name!r} is fixed at {self.ceiling} connections: open it with elastic=True")
         shrinks = limit < self._gate.limit
         self._gate.resize(limit)
-        if shrinks:
-            await self._close_surplus()
+        if shrinks:  # also where the caller is cancelled meanwhile
+            await asyncio.shield(self._spawn(self._close_surplus()))
         self._refill()
 
     async def expire_connections(self) -> None:
@@ -223,7 +228,8 @@ class Pool:
     def terminate(self) -> None:
         """Closes all connections at once, those in use too."""
         self._stop()
-        self._pool.terminate()
+        if self._pool is not None:
+            self._pool.terminate()
         for connection in [*self._connections]:  # asyncpg's pool knows no connection that is just being opened
             connection.terminate()
         now = time.monotonic()
@@ -242,8 +248,8 @@ class Pool:
         """
         asked = time.monotonic()
         connection: PoolConnection | None = None
-        if self._closing:
-            raise self._closed_error()
+        if self._closing or asyncio.get_running_loop() is not self._loop:
+            raise self._refusal()
         if not self._gate.try_enter():
             connection = await self._stand_in_line()
         elif self._hot:
@@ -682,6 +688,14 @@ class Pool:
             )
         failure.__cause__ = failure.__cause__ if failure is error else error
         return failure
+
+    def _refusal(self) -> PoolError:
+        """Why nobody gets a connection."""
+        if self._closing:
+            return self._closed_error()
+        if self._loop is None:
+            return PoolError(f"pool {self.name!r} is not open")
+        return PoolError(f"pool {self.name!r} belongs to another event loop: open one in each (open_database)")
 
     def _closed_error(self) -> PoolClosed:
         return PoolClosed(f"pool {self.name!r} is closed: whatever still asks it for connections outlived it")

@@ -54,6 +54,7 @@ _HARMLESS: Final = re.compile(
 # text. U&"…" can spell any name by its code points. set_limit() is pg_trgm's; the names in the last line run SQL.
 _CHANGES: Final = re.compile(
     r"set_config|setseed|set_limit|pg_advisory_(?!xact_)|pg_try_advisory_|U&\""
+    r"|INTO\s+(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\b|pg_temp"  # a table that stays until the session's end
     r"|dblink|query_to_xml|ts_stat|ts_rewrite|crosstab|connectby",
     re.IGNORECASE,
 )

@@ -14,7 +14,7 @@ from tortoise.connection import get_connections
 from tortoise.exceptions import TransactionManagementError
 
 from pool import statements
-from pool.connection import PoolConnection
+from pool.connection import RELEASE_TIMEOUT_S, PoolConnection
 from pool.errors import DRIVER_ERRORS, PoolTimeout, describe, translate
 from pool.statements import Statement
 
@@ -84,6 +84,7 @@ class PoolTransaction(TransactionWrapper):
             self._connection = parent._connection
         # Of the outermost only.
         self.innermost: PoolTransaction = self  # the block that was entered last and is still open
+        self.broken = False  # a block inside could not be ended as it should: what it did may still be there
         self.lent = False  # its connection was given to the user, who may still hold it afterwards
 
     raw: PoolConnection
@@ -114,6 +115,8 @@ class PoolTransaction(TransactionWrapper):
     async def commit(self) -> None:
         await self._locked(self._unfinished().commit)
         self._finalized = True
+        if self.outermost is self and self.raw.last_status == "ROLLBACK":
+            raise TransactionManagementError("a statement inside had failed, so the server rolled back instead")
 
     async def rollback(self) -> None:
         await self._locked(self._unfinished().rollback)
@@ -164,20 +167,23 @@ class PoolTransaction(TransactionWrapper):
         return self.transaction
 
 
-async def end(client: PoolTransaction, error: BaseException | None) -> None:
+async def end(client: PoolTransaction, error: BaseException | None) -> bool:
     """Commits a block, or rolls it back because of `error`, which is the caller's to raise.
 
     A rollback that fails is logged and not raised: it would hide what led to it, and the connection is lost anyhow.
     """
     if client._finalized:
-        return
+        return True
     if error is None:
         await client.commit()
-        return
+        return True
     try:
-        await client.rollback()
+        async with asyncio.timeout(RELEASE_TIMEOUT_S):
+            await client.rollback()
     except Exception as failure:
         logger.info("rollback after %s failed: %s", type(error).__name__, describe(failure))
+        return False
+    return True
 
 
 class OutermostContext(TransactionContext):
@@ -194,27 +200,32 @@ class OutermostContext(TransactionContext):
         self.client.join(connection, self._pool.options.acquire_timeout_s, behind_pooler=self._parent.behind_pooler)
         try:
             await self.client.begin()
-        except BaseException:
+            self._token = get_connections().set(self.connection_name, self.client)
+        except BaseException as error:
             self.client.left = True
+            if not isinstance(error, Exception):
+                connection.terminate()  # whether it is in a transaction now, nobody knows
             await self._pool.checkin(connection)
             raise
-        self._token = get_connections().set(self.connection_name, self.client)
         return self.client
 
     async def __aexit__(self, exc_type: Any, exc_val: BaseException | None, exc_tb: Any) -> None:
         client = self.client
         try:
-            misuse = _still_open_inside(client)
-            await end(client, exc_val or misuse)
+            misuse = _still_open_inside(client) or _broken_inside(client)
+            if not await end(client, exc_val or misuse):
+                client.raw.terminate()
         except BaseException:
             client.raw.changed = True
             raise
         finally:
             client.left = True
-            get_connections().reset(self._token)
-            # Who got the connection itself may still hold it: only asyncpg's release cuts it off.
-            if client.lent or exc_val is not None or not self._pool.try_checkin(client.raw):
-                await self._pool.checkin(client.raw)
+            try:
+                # Who got the connection itself may still hold it: only asyncpg's release cuts it off.
+                if client.lent or exc_val is not None or not self._pool.try_checkin(client.raw):
+                    await self._pool.checkin(client.raw)
+            finally:
+                _restore(self._token)
         if misuse is not None and exc_val is None:
             raise misuse
 
@@ -238,24 +249,41 @@ class SavepointContext(TransactionContext):
         outermost.innermost = self.client
         try:
             await self.client.savepoint()
+            # So that a block opened inside, by whichever task, knows that it is inside.
+            self._token = get_connections().set(self.connection_name, self.client)
         except BaseException:
             self.client.left = True
             outermost.innermost = self._parent
             raise
-        # So that a block opened inside, by whichever task, knows that it is inside.
-        self._token = get_connections().set(self.connection_name, self.client)
         return self.client
 
     async def __aexit__(self, exc_type: Any, exc_val: BaseException | None, exc_tb: Any) -> None:
         misuse = _still_open_inside(self.client)
+        ended = False
         try:
-            await end(self.client, exc_val or misuse)
+            ended = await end(self.client, exc_val or misuse)
         finally:
             self.client.left = True
+            if not ended:
+                self.client.outermost.broken = True
             self.client.outermost.innermost = self._parent
-            get_connections().reset(self._token)
+            _restore(self._token)
         if misuse is not None and exc_val is None:
             raise misuse
+
+
+def _restore(token: Any) -> None:
+    """Tortoise's connection of this task again. Where the block ends in another context than it began, nothing can."""
+    try:
+        get_connections().reset(token)
+    except (ValueError, RuntimeError) as error:
+        logger.warning("a transaction was ended in another context than its own: %s", type(error).__name__)
+
+
+def _broken_inside(client: PoolTransaction) -> TransactionManagementError | None:
+    if not client.broken:
+        return None
+    return TransactionManagementError("a nested transaction could not be ended: the transaction was rolled back")
 
 
 def _still_open_inside(client: PoolTransaction) -> TransactionManagementError | None:

@@ -30,7 +30,7 @@ def test_make_bench_runs_the_engine_benchmark() -> None:
     done = subprocess.run(
         ["make", "--dry-run", "bench", "BENCH=--quick"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.rstrip().endswith("python -m benchmarks.engine --quick")
+    assert "python -m benchmarks.engine --quick" in done.stdout  # make itself may say where it was
 
 
 @needs_compared
