@@ -33,6 +33,8 @@ from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # half a minute of real poolers
+
 Opener = Callable[..., PgBouncer]
 
 DIRECT = Pooler("none")

@@ -300,7 +300,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 FEW = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
