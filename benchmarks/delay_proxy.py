@@ -78,7 +78,7 @@ class DelayProxy:
 def main() -> None:
     host, port, delay_s = sys.argv[1:]
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)  # noqa: T201
+        print(listener.getsockname()[1], flush=True)  # noqa: T201 - its parent reads the port
         DelayProxy(listener, (host, int(port)), float(delay_s)).serve()
 
 

@@ -17,7 +17,7 @@ MAX_CONNECTIONS = 250  # all contenders together, with pools of ten each
 def open_server() -> Iterator[tuple[LocalServers, Tether]]:
     """The server, in a folder that is gone afterwards, and what else is to end with this process."""
     # As root the server runs under another account, which may not enter root's own folder for temporary files.
-    parent = "/var/tmp" if os.geteuid() == 0 else None  # noqa: S108
+    parent = "/var/tmp" if os.geteuid() == 0 else None  # noqa: S108 - a folder of its own is made there
     with tempfile.TemporaryDirectory(prefix="poolctl-bench-", dir=parent) as folder, open_tether() as tether:
         Path(folder).chmod(0o711)
         directory = Path(folder) / "servers"

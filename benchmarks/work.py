@@ -16,9 +16,9 @@ NAME = "a name"
 
 # Statements take asyncpg's $1; psycopg and SQLAlchemy spell their own placeholders in the same text.
 READ = f"SELECT id, name, value FROM {TABLE} WHERE id = $1"  # noqa: S608 - a constant
-INSERT = f"INSERT INTO {TABLE} (name, value) VALUES ($1, $2)"  # noqa: S608
+INSERT = f"INSERT INTO {TABLE} (name, value) VALUES ($1, $2)"  # noqa: S608 - a constant
 INSERT_RETURNING = f"{INSERT} RETURNING id"
-UPDATE = f"UPDATE {TABLE} SET value = value + 1 WHERE id = $1"  # noqa: S608
+UPDATE = f"UPDATE {TABLE} SET value = value + 1 WHERE id = $1"  # noqa: S608 - a constant
 
 
 class Work(StrEnum):

@@ -12,13 +12,12 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.backends.base.client import PoolConnectionWrapper, TransactionContext
 from tortoise.exceptions import DBConnectionError
 
-from pool import statements
 from pool.connection import PoolConnection
 from pool.errors import DRIVER_ERRORS, PoolClosed, PoolError, may_pass, translate
 from pool.options import PoolOptions
 from pool.orm_query import OrmQuery, is_repeatable
 from pool.pool import Pool
-from pool.statements import Statement
+from pool.statements import Statement, StatementMethods
 from pool.transaction import OutermostContext, PoolTransaction
 
 Result = TypeVar("Result")
@@ -26,7 +25,7 @@ Result = TypeVar("Result")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.5
 
 
-class PoolClient(AsyncpgDBClient):
+class PoolClient(StatementMethods, AsyncpgDBClient):
     """Tortoise's asyncpg client on a `Pool`.
 
     Credentials are those of the asyncpg engine, several hosts and ports among them, and the fields of PoolOptions.
@@ -117,22 +116,6 @@ class PoolClient(AsyncpgDBClient):
 
     def _in_transaction(self) -> TransactionContext:
         return OutermostContext(PoolTransaction(self), self)
-
-    async def execute_insert(self, query: str, values: list[Any]) -> Any:
-        return await self._run(statements.insert, query, values)
-
-    async def execute_many(self, query: str, values: list[Any]) -> None:
-        # asyncpg runs them in a transaction of its own
-        await self._run(statements.many, query, values)
-
-    async def execute_query(self, query: str, values: list[Any] | None = None) -> tuple[int, Any]:
-        return await self._run(statements.rows, query, values)
-
-    async def execute_query_dict(self, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
-        return await self._run(statements.dictionaries, query, values)
-
-    async def execute_script(self, query: str) -> None:
-        await self._run(statements.script, query, None)
 
     async def _run(self, statement: Statement[Result], query: str, values: Sequence[Any] | None) -> Result:
         self.log.debug("%s: %s", query, values)

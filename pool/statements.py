@@ -19,7 +19,7 @@ async def insert(connection: PoolConnection, query: str, values: Sequence[Any]) 
 
 
 async def many(connection: PoolConnection, query: str, values: Sequence[Any]) -> None:
-    """The query once for each sequence of `values`, all or none."""
+    """The query once for each sequence of `values`, all or none: asyncpg runs them in a transaction of its own."""
     await connection.executemany(query, values)
 
 
@@ -39,6 +39,28 @@ async def dictionaries(connection: PoolConnection, query: str, values: Sequence[
 async def script(connection: PoolConnection, query: str, _: Sequence[Any]) -> None:
     """One or more statements without parameters."""
     await connection.execute(query)
+
+
+class StatementMethods:
+    """Tortoise's five methods, for a client that runs a statement on a connection in its own way: `_run`."""
+
+    async def _run(self, statement: Statement[Result], query: str, values: Sequence[Any] | None) -> Result:
+        raise NotImplementedError
+
+    async def execute_insert(self, query: str, values: list[Any]) -> Any:
+        return await self._run(insert, query, values)
+
+    async def execute_many(self, query: str, values: list[Any]) -> None:
+        await self._run(many, query, values)
+
+    async def execute_query(self, query: str, values: list[Any] | None = None) -> tuple[int, Any]:
+        return await self._run(rows, query, values)
+
+    async def execute_query_dict(self, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
+        return await self._run(dictionaries, query, values)
+
+    async def execute_script(self, query: str) -> None:
+        await self._run(script, query, None)
 
 
 def _affected(status: str) -> int:

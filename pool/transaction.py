@@ -13,10 +13,9 @@ from tortoise.backends.base.client import ConnectionWrapper, TransactionalDBClie
 from tortoise.connection import get_connections
 from tortoise.exceptions import TransactionManagementError
 
-from pool import statements
 from pool.connection import RELEASE_TIMEOUT_S, PoolConnection
 from pool.errors import DRIVER_ERRORS, PoolTimeout, describe, translate
-from pool.statements import Statement
+from pool.statements import Statement, StatementMethods
 
 if TYPE_CHECKING:
     from pool.engine import PoolClient
@@ -66,7 +65,7 @@ class _OneAtATime:
             self._lock.release()
 
 
-class PoolTransaction(TransactionWrapper):
+class PoolTransaction(StatementMethods, TransactionWrapper):
     """Tortoise's client inside of `in_transaction()`: a transaction, or a savepoint within one.
 
     All of one transaction share its connection. Statements of several tasks run one after the other; savepoint
@@ -121,21 +120,6 @@ class PoolTransaction(TransactionWrapper):
     async def rollback(self) -> None:
         await self._locked(self._unfinished().rollback)
         self._finalized = True
-
-    async def execute_insert(self, query: str, values: list[Any]) -> Any:
-        return await self._run(statements.insert, query, values)
-
-    async def execute_many(self, query: str, values: list[Any]) -> None:
-        await self._run(statements.many, query, values)
-
-    async def execute_query(self, query: str, values: list[Any] | None = None) -> tuple[int, Any]:
-        return await self._run(statements.rows, query, values)
-
-    async def execute_query_dict(self, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
-        return await self._run(statements.dictionaries, query, values)
-
-    async def execute_script(self, query: str) -> None:
-        await self._run(statements.script, query, None)
 
     async def _run(self, statement: Statement[Result], query: str, values: Sequence[Any] | None) -> Result:
         self.log.debug("%s: %s", query, values)
