@@ -11,7 +11,7 @@ import pytest
 from tortoise.transactions import in_transaction
 
 from pool import Pool
-from pool.pool import HOT_S
+from pool.connections import HOT_S
 from tests.engines import open_tortoise
 from tests.observer import backend, observed_pool, proxied_pool
 from tests.waiting import until
@@ -92,8 +92,8 @@ async def test_a_connection_that_nobody_wants_goes_back_to_asyncpg(environ: Envi
     """In two seconds at most: its idle timer runs from then on."""
     async with observed_pool(environ, max_size=2, min_size=0) as (pool, _):
         await statement(pool)
-        assert pool._pool.get_idle_size() == 0
-        await until(lambda: pool._pool.get_idle_size() == 1, timeout_s=2 * HOT_S + 0.5, what="asyncpg has it")
+        assert pool._connections.idle == 0
+        await until(lambda: pool._connections.idle == 1, timeout_s=2 * HOT_S + 0.5, what="asyncpg has it")
         now = pool.snapshot()
         assert (now.size, now.idle, now.in_use) == (1, 1, 0)
 
