@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := bot config db fleet local pool poolctl telemetry worker
+SCRIPTS := .ci/run $(wildcard deploy/*.sh deploy/*/*.sh pgbouncer/*.sh)
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: $(VENV) help demo test test-slow check bench reference lock clean
+.PHONY: $(VENV) help demo test test-slow e2e secrets check bench reference lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[$$a-z()VENV-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -15,28 +16,37 @@ demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bo
 	LOG_LEVEL=$${LOG_LEVEL:-WARNING} $(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
 
 test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not e2e"
 
 test-slow: $(VENV)/dev.stamp ## the tests that take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not e2e"
 
-check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers
+e2e: $(VENV)/dev.stamp ## the stack on a Docker engine, under 20 minutes; skipped where there is none
+	$(BIN)/python -m pytest -m e2e -rs --durations=0 --durations-min=5
+
+secrets: ## random passwords for the stack, in files in secrets/; none is overwritten
+	@sh deploy/secrets.sh
+
+check: $(VENV)/dev.stamp ## ruff, mypy --strict, layers, shell scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests/typing
+	$(BIN)/mypy tests/typing examples
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck --severity style $(SCRIPTS)
+	$(BIN)/hadolint Dockerfile pgbouncer/Dockerfile
 
-bench: $(VENV)/bench.stamp ## this engine beside other pools, about 5 minutes; BENCH=--help for its options
+bench: $(VENV)/bench.stamp ## this engine beside other pools, this worker beside arq's, about 7 minutes; BENCH=--help for its options
 	$(BIN)/python -m benchmarks.engine $(BENCH)
+	$(BIN)/python -m benchmarks.jobs $(filter --quick --help,$(BENCH))
 
 reference: $(VENV)/dev.stamp ## write what the documentation has from the code: tables, .env.example, charts
 	$(BIN)/python -m poolctl.documentation
 
 lock: $(VENV)/dev.stamp ## compile the hashed lock files from pyproject.toml
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --extra telegram pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements.lock --extra local pyproject.toml -o requirements-local.lock
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --extra chart --group dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-local.lock --extra local --extra chart --extra telegram --group dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 -c requirements-dev.lock --extra local --extra chart --group bench pyproject.toml -o requirements-bench.lock
 
 $(VENV): $(VENV)/dev.stamp ## the virtual environment with all that development needs

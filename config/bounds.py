@@ -17,8 +17,8 @@ def fault_of(variable: Variable, value: Value, detail: ErrorDetails) -> Fault:
         part = variable.name.partition("_")[2].lower()
         return Fault(f"{value.variable} ({part})", *_problem_and_remedy(variable, detail))
     if variable.field.endswith("host") and ("@" in value.text or "://" in value.text):  # perhaps with a password
-        url = "REDIS_URL" if variable.group == "REDIS" else "DATABASE_URL"
-        return Fault(value.variable, "is a URL or user@host, not a host", f"give the host alone, or set {url}")
+        url = {"DB": ", or set DATABASE_URL", "REDIS": ", or set REDIS_URL"}.get(variable.group, "")
+        return Fault(value.variable, "is a URL or user@host, not a host", f"give the host alone{url}")
     if value.text.startswith(_SERVICE_LINK_SCHEMES) and not variable.secret:
         service = variable.name.partition("_")[0].lower()
         return Fault(

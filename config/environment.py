@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 from dotenv.parser import parse_stream
@@ -91,8 +92,7 @@ def read(environ: Mapping[str, str] | None = None) -> Environment:
 
 def _read_dotenv(path: Path, faults: list[Fault]) -> dict[str, str]:
     try:
-        with path.open(encoding="utf-8") as stream:
-            bindings = list(parse_stream(stream))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError:
@@ -101,6 +101,12 @@ def _read_dotenv(path: Path, faults: list[Fault]) -> dict[str, str]:
     except OSError as error:
         faults.append(Fault(DOTENV, f"cannot be read ({error.strerror})", "make it readable, or remove it"))
         return {}
+    return parse_dotenv(text, faults)
+
+
+def parse_dotenv(text: str, faults: list[Fault]) -> dict[str, str]:
+    """What the text of a `.env` sets. A line that is not NAME=value is a fault, by its number."""
+    bindings = list(parse_stream(StringIO(text)))
     for binding in bindings:
         if binding.error or (binding.key is not None and binding.value is None):
             # By its number: the line itself may hold a secret.

@@ -1,6 +1,7 @@
 """The settings themselves, in frozen groups: each field is one variable, with its bounds and its meaning.
 
-This file is the single source of README's table and of `.env.example` (`make reference` writes both).
+This file and config/stack.py are the single source of README's table, of `.env.example` and of
+`docker-compose.settings.yml` (`make reference` writes all three).
 A field's default is what the table shows; where a default follows from another setting, `default_text` says how.
 """
 
@@ -30,11 +31,16 @@ Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True, pat
 # No URL and no user@host: what is shown in every message must not hold a password.
 Host = Annotated[Name, StringConstraints(pattern=r"^[^\x00@]*$"), AfterValidator(_no_scheme)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+HostAndPort = Annotated[str, StringConstraints(pattern=r"^[^@/\s]+:[0-9]{1,5}$")]
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_items)]
 Ports = Annotated[tuple[Port, ...], BeforeValidator(_items)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_items)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]  # 0 switches it off
+
+ModuleName = Annotated[
+    str, StringConstraints(strip_whitespace=True, max_length=255, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+]
 
 # Not quoted on its way into `search_path`: only names that mean the same without quotes.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
@@ -180,6 +186,11 @@ class DatabaseSettings(Group):
         """`host:port` of the server itself, comma-separated, for messages."""
         return join_addresses(self.direct_host, self.direct_port)
 
+    @property
+    def has_pooler(self) -> bool:
+        """Whether `host` is a pooler: the server itself is elsewhere."""
+        return self.addresses != self.direct_addresses
+
 
 class RedisSettings(Group):
     """The job queue's server, and this process's connections to it."""
@@ -198,6 +209,10 @@ class RedisSettings(Group):
     connect_timeout: Seconds = setting(5.0, "s; to connect")
     socket_timeout: Seconds = setting(5.0, "s; one command")
     health_check_interval: SecondsOrNone = setting(30.0, "s; an idle connection is checked before use. 0 = never")
+    sentinels: Annotated[tuple[HostAndPort, ...], BeforeValidator(_items)] = setting(
+        (), "Redis Sentinels, host:port, comma-separated: they say where the server is, instead of `REDIS_HOST`"
+    )
+    sentinel_master: Name = setting("mymaster", "what they call it")
 
 
 class WorkerSettings(Group):
@@ -212,8 +227,22 @@ class WorkerSettings(Group):
     )
     job_timeout: Seconds = setting(300.0, "s; one job")
     max_tries: Annotated[int, Field(ge=1, le=1000)] = setting(5, "starts of one job at most")
+    outage_tries: Annotated[int, Field(ge=0, le=1000)] = setting(
+        20,
+        "starts of one job at most that ended because the database or Redis was away or the pool full; they do not"
+        " count as `WORKER_MAX_TRIES`, and 20 take about 10 minutes",
+    )
+    lease: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = setting(
+        20.0,
+        "s; a worker that is silent for so long has lost its jobs to others: so long a killed worker's jobs wait, and"
+        " no job may block the event loop for longer. At least three times `REDIS_SOCKET_TIMEOUT`; the same for all"
+        " workers",
+    )
     poll_delay: Annotated[float, Field(ge=0.001, le=60, allow_inf_nan=False)] = setting(
-        0.05, "s; between two looks at the queue"
+        1.0, "s; an idle worker looks at the queue that often, though an enqueued job wakes it"
+    )
+    max_payload: Annotated[int, Field(ge=1_000, le=512_000_000)] = setting(
+        1_000_000, "bytes; a job whose arguments are larger is not run"
     )
     shutdown_grace: SecondsOrNone = setting(
         30.0, "s; after SIGTERM running jobs may finish for so long, then they go back to the queue"
@@ -230,22 +259,33 @@ class BotSettings(Group):
     transport: Literal["auto", "console", "log", "telegram"] = setting(
         "auto", "auto: telegram with a token, else console on a terminal, else log"
     )
-    api_url: Name | None = setting(None, "Bot API server, where it is not telegram's own")
-    admins: Names = setting((), "who may give commands: telegram user ids, comma-separated", default_text="–")
+    api_url: Name | None = setting(None, "URL of the Bot API server, where it is not telegram's own")
+    admins: Names = setting(
+        (),
+        "who may give commands on telegram: user ids, comma-separated; unset, nobody. On the console everybody may",
+        default_text="–",
+    )
 
 
 class FleetSettings(Group):
-    """All processes together: how many there are to be, and what happens when they are too many."""
+    """All processes together: how many there are to be, what else they do, what happens when they are too many."""
 
     model_config = SettingsConfigDict(env_prefix="")
 
     workers: Annotated[int, Field(ge=1, le=LARGEST_POOL)] | None = setting(
-        None, "worker processes of the whole fleet; `poolctl plan` and `poolctl migrate` calculate with it"
+        None,
+        "worker processes of the whole fleet; `poolctl plan` and `poolctl migrate` calculate with it. Compose starts so"
+        " many, 2 where it is not set",
+    )
+    app: ModuleName | None = setting(
+        None,
+        "module of your own jobs, commands and tables, as in `import shop`: docs/adopt.md. The same for all processes",
     )
     plan_check: Literal["warn", "error", "off"] = setting(
         "warn",
         "at start, when the pools of all live processes may open more connections than the server has: warn; error: do"
-        " not start; off: do not look. `poolctl migrate` obeys it, too, with `WORKERS` instead of live processes",
+        " not start; off: do not look. `poolctl migrate` obeys it, too, with `WORKERS` instead of live processes"
+        " (in compose it is error there)",
     )
 
 

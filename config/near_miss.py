@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from config.environment import ROLES
 from config.errors import Fault
-from config.variables import POOL_SETTINGS, VARIABLES, known_names
+from config.variables import COMPOSE_VARIABLES, POOL_SETTINGS, VARIABLES, known_names
 
 SQLALCHEMY_POOL_SIZE, SQLALCHEMY_MAX_OVERFLOW = 5, 10  # its defaults
 GREATEST_DISTANCE = 2
@@ -51,8 +51,7 @@ _TRANSLATIONS = {
     "IDLE_TIMEOUT": "DB_MAX_IDLE_TIME",
     "MAX_INACTIVE_CONNECTION_LIFETIME": "DB_MAX_IDLE_TIME",
 }
-# The server's limit and no pool's, by the names of common images.
-_OF_THE_SERVER = ("POSTGRES_MAX_CONNECTIONS", "PG_MAX_CONNECTIONS")
+_OF_THE_SERVER = "PG_MAX_CONNECTIONS"  # its limit and no pool's, by the name of a common image
 _WITHOUT_COUNTERPART = {
     "POOL_USE_LIFO": "remove it: the connection returned last is always reused first here",
     "DISABLE_SQLALCHEMY_POOLING": "remove it: every process has a pool; DB_POOL_MODE=none is to do without",
@@ -74,7 +73,11 @@ _HINTS = {  # for names that are not the pool's: a warning says what was probabl
     "DB_SSL_MODE": "DB_SSLMODE",
     "DB_PGBOUNCER": "DB_POOLER",
     "DB_POOL": "DB_POOL_MAX",
+    "PGBOUNCER_POOL_SIZE": "PGBOUNCER_DEFAULT_POOL_SIZE",
+    "PGBOUNCER_MAX_CLIENT_CONNECTIONS": "PGBOUNCER_MAX_CLIENT_CONN",
 }
+_OURS = ("DB_", "PGBOUNCER_")  # meant for nobody else: any unknown name is told
+_ALSO_OTHERS = ("WORKER_", "BOT_", "REDIS_", "LOG_", "DATABASE_", "POSTGRES_", "COMPOSE_")  # only one close to ours
 # What Kubernetes injects for a Service named db: not ours, and nobody's mistake.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
 
@@ -101,7 +104,7 @@ def pool_near_misses(values: Mapping[str, str]) -> Iterator[NearMiss]:
             yield NearMiss(name, None, _sqlalchemy_remedy(values, name.removesuffix(rest), prefix))
         elif rest in _WITHOUT_COUNTERPART:
             yield NearMiss(name, None, _WITHOUT_COUNTERPART[rest])
-        elif rest in _TRANSLATIONS and (library or role or rest in _BARE) and name not in _OF_THE_SERVER:
+        elif rest in _TRANSLATIONS and (library or role or rest in _BARE) and name != _OF_THE_SERVER:
             meant = prefix + _TRANSLATIONS[rest]
             yield NearMiss(name, meant, f"the name here is {meant}")
         elif (meant_name := _closest_pool_setting(name)) is not None:
@@ -134,7 +137,7 @@ def faults(values: Mapping[str, str]) -> list[Fault]:
 
 
 def warnings(values: Mapping[str, str]) -> list[str]:
-    """A line for each `DB_*` name that means nothing, and for each near miss of a setting that is not the pool's."""
+    """A line for each `DB_*` or `PGBOUNCER_*` name that means nothing, and for near misses that are not the pool's."""
     known = known_names()
     handled = {fault.variable for fault in faults(values)}
     lines = []
@@ -142,10 +145,10 @@ def warnings(values: Mapping[str, str]) -> list[str]:
         if name in known or name in handled or _SERVICE_LINK.search(name):
             continue
         bare = re.sub(r"^(WORKER|BOT)_(?=DB_)", "", name)
-        meant = _HINTS.get(bare) or _closest(name, [v.name for v in VARIABLES])
-        if meant and name.startswith(("DB_", "WORKER_", "BOT_", "REDIS_", "LOG_", "DATABASE_")):
+        meant = _HINTS.get(bare) or _closest(name, [v.name for v in (*VARIABLES, *COMPOSE_VARIABLES)])
+        if meant and name.startswith(_OURS + _ALSO_OTHERS):
             lines.append(f"{name} is not a setting and is ignored: did you mean {meant}?")
-        elif bare.startswith("DB_"):
+        elif bare.startswith(_OURS):
             lines.append(f"{name} is not a setting and is ignored: remove it, or see README for the settings")
     return lines
 

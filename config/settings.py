@@ -7,27 +7,26 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from config import database_url, near_miss, redis_url
-from config.bounds import fault_of
-from config.environment import Environment, Value, read
+from config.environment import Value, read
 from config.errors import Fault, SettingsError
+from config.group_reader import GroupReader
 from config.groups import (
     BotSettings,
     DatabaseSettings,
     FleetSettings,
-    Group,
     LogSettings,
     RedisSettings,
     WorkerSettings,
 )
-from config.variables import POOL_PREFIXES, secret_names, variables_of
+from config.stack import PgBouncerSettings, StackSettings
+from config.variables import POOL_PREFIXES, variables_of
 
 Role = Literal["worker", "bot", "poolctl"]
-AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 LEGACY_POOL_MIN, LEGACY_POOL_MAX = 1, 5  # Tortoise's own
 APPLICATION_NAME_BYTES = 63  # PostgreSQL cuts a longer one, and the process id at its end with it
@@ -52,6 +51,8 @@ class Settings:
     bot: BotSettings
     fleet: FleetSettings
     log: LogSettings
+    pgbouncer: PgBouncerSettings
+    stack: StackSettings
     legacy: bool
     warnings: tuple[str, ...]
     origins: Mapping[str, str]
@@ -80,20 +81,13 @@ def _seconds(value: float) -> str:
     return f"{value:g} s" if value else "no time"
 
 
-class _Loader:
-    """Collects values, faults and warnings of one load."""
+class _Loader(GroupReader):
+    """One load: every group, and what must hold between several variables."""
 
-    def __init__(self, role: Role, environment: Environment) -> None:
-        self.role = role
-        self.environment = environment
-        self.faults: list[Fault] = list(environment.faults)
-        self.warnings: list[str] = []
-        self.origins: dict[str, str] = {}
-        # Whatever was given as a secret, also where it is refused; those of files and URLs are added when read.
-        self.secrets = [text for name, text in environment.values.items() if name in secret_names()]
+    role: Role
 
     def load(self) -> Settings:
-        url = self._secret("DATABASE_URL")
+        url = self.secret("DATABASE_URL")
         excluded = self._refuse_pool_settings_beside(url) if url is not None else set()
         self.faults += [f for f in near_miss.faults(self.environment.values) if f.variable not in excluded]
         db = self._database(url)
@@ -102,9 +96,11 @@ class _Loader:
             db=db,
             redis=self._redis(),
             worker=self._worker(),
-            bot=self._build(BotSettings, self._values(BotSettings))[0],
-            fleet=self._build(FleetSettings, self._values(FleetSettings))[0],
-            log=self._build(LogSettings, self._values(LogSettings))[0],
+            bot=self.read(BotSettings),
+            fleet=self.read(FleetSettings),
+            log=self.read(LogSettings),
+            pgbouncer=self.read(PgBouncerSettings),
+            stack=self.read(StackSettings),
             legacy=url is not None,
             warnings=(*self.warnings, *near_miss.warnings(self.environment.values)),
             origins=MappingProxyType(self.origins),
@@ -116,14 +112,14 @@ class _Loader:
     # Groups
 
     def _database(self, url: Value | None) -> DatabaseSettings:
-        values = self._values(DatabaseSettings)
+        values = self.values(DatabaseSettings)
         if url is not None:
             parts = database_url.parse(url.text, self.faults)
             # Pool settings beside a URL were refused already; here they must not be faults a second time.
             refused = {variable.field for variable in variables_of(DatabaseSettings) if variable.is_pool_setting}
             values = {field: value for field, value in values.items() if field not in refused}
-            self._overlay(DatabaseSettings, values, url, parts, _DATABASE_PARTS)
-        db, faulty = self._build(DatabaseSettings, values)
+            self.overlay(DatabaseSettings, values, url, parts, _DATABASE_PARTS)
+        db, faulty = self.build(DatabaseSettings, values)
         changes: dict[str, Any] = {"application_name": self._application_name(db.application_name)}
         if url is not None:
             changes |= {"pool_min": LEGACY_POOL_MIN, "pool_max": LEGACY_POOL_MAX}
@@ -131,8 +127,8 @@ class _Loader:
             changes["pool_min"] = min(db.pool_min, db.pool_max)
         elif not faulty & {"pool_min", "pool_max"} and db.pool_min > db.pool_max:
             low, high = (
-                self._named(values, "pool_min", "DB_POOL_MIN"),
-                self._named(values, "pool_max", "DB_POOL_MAX"),
+                self.named(values, "pool_min", "DB_POOL_MIN"),
+                self.named(values, "pool_max", "DB_POOL_MAX"),
             )
             self.faults.append(
                 Fault(
@@ -151,7 +147,7 @@ class _Loader:
         if not faulty & {"host", "port"}:
             self._check_ports(values, "host", "port", db.host, db.port)
         if db.engine == "tortoise" and len(db.host) > 1:
-            engine, host = self._named(values, "engine", "DB_ENGINE"), self._named(values, "host", "DB_HOST")
+            engine, host = self.named(values, "engine", "DB_ENGINE"), self.named(values, "host", "DB_HOST")
             self.faults.append(
                 Fault(
                     engine,
@@ -165,18 +161,20 @@ class _Loader:
         return db.model_copy(update=changes)
 
     def _redis(self) -> RedisSettings:
-        values = self._values(RedisSettings)
-        url = self._secret("REDIS_URL")
-        if url is None:
-            return self._build(RedisSettings, values)[0]
-        parts = redis_url.parse(url.text, self.faults)
-        self._overlay(RedisSettings, values, url, parts, _REDIS_PARTS)
-        redis, _ = self._build(RedisSettings, values)
-        return redis.model_copy(update={"tls": redis_url.is_tls(url.text)})
+        values = self.values(RedisSettings)
+        url = self.secret("REDIS_URL")
+        if url is not None:
+            parts = redis_url.parse(url.text, self.faults)
+            self.overlay(RedisSettings, values, url, parts, _REDIS_PARTS)
+        redis, _ = self.build(RedisSettings, values)
+        if redis.sentinels:
+            unused = [self.named(values, field, "") for field in ("host", "port") if field in values]
+            self.warnings += [f"{name} is not used: REDIS_SENTINELS say where Redis is" for name in unused]
+        return redis if url is None else redis.model_copy(update={"tls": redis_url.is_tls(url.text)})
 
     def _worker(self) -> WorkerSettings:
-        values = self._values(WorkerSettings)
-        worker, faulty = self._build(WorkerSettings, values)
+        values = self.values(WorkerSettings)
+        worker, faulty = self.build(WorkerSettings, values)
         pool_max = self._worker_pool_max()
         if "max_jobs" not in values:
             return worker.model_copy(update={"max_jobs": pool_max})
@@ -196,83 +194,6 @@ class _Loader:
             return DatabaseSettings(pool_max=found.text).pool_max if found else DatabaseSettings().pool_max
         except ValidationError:  # its own fault is reported where it is read
             return DatabaseSettings().pool_max
-
-    # Values
-
-    def _values(self, group: type[Group]) -> dict[str, Value]:
-        """What is set of a group's fields; notes where each came from."""
-        values = {}
-        for variable in variables_of(group):
-            if variable.secret:
-                found = self._secret(variable.name)
-            else:
-                found = self.environment.find(variable.name, self.role)
-                self._note(variable.name, found)
-            if found is not None:
-                values[variable.field] = found
-        return values
-
-    def _secret(self, variable: str) -> Value | None:
-        found = self.environment.find_secret(variable, self.role, self.faults)
-        if found is not None:
-            self.secrets.append(found.text)
-        self._note(variable, found)
-        return found
-
-    def _note(self, variable: str, found: Value | None) -> None:
-        if found is None:
-            self.origins[variable] = "default"
-        elif found.variable == variable:
-            self.origins[variable] = found.origin
-        else:
-            self.origins[variable] = f"{found.origin} ({found.variable})"
-
-    def _overlay(
-        self,
-        group: type[Group],
-        values: dict[str, Value],
-        url: Value,
-        parts: Mapping[str, str],
-        ignored: tuple[str, ...],
-    ) -> None:
-        """Puts a URL's parts over `values`; one warning names the variables that the URL makes void."""
-        given = [
-            name
-            for variable in ignored
-            for candidate in (variable, f"{variable}_FILE")
-            for name in self.environment.names(candidate, self.role)
-            if name in self.environment.values
-        ]
-        if given:
-            self.warnings.append(f"{url.variable} is set, so these are ignored: {', '.join(given)}")
-        self.secrets += [parts[part] for part in ("DB_PASSWORD", "REDIS_PASSWORD") if parts.get(part)]
-        for variable in variables_of(group):
-            if variable.name in ignored:  # what the URL leaves out is at its default
-                values.pop(variable.field, None)
-                self.origins[variable.name] = "default"
-            if variable.name in parts:
-                values[variable.field] = Value(parts[variable.name], url.variable, url.variable)
-                self.origins[variable.name] = url.variable
-
-    def _build(self, group: type[AnyGroup], values: Mapping[str, Value]) -> tuple[AnyGroup, set[str]]:
-        """The group; a faulty field is reported and left at its default, so that the others are checked too."""
-        texts: dict[str, Any] = {field: value.text for field, value in values.items()}
-        try:
-            return group(**texts), set()
-        except ValidationError as error:
-            variables = {variable.field: variable for variable in variables_of(group)}
-            faulty = set()
-            for detail in error.errors(include_url=False, include_input=False):
-                field = str(detail["loc"][0])
-                if field not in faulty:
-                    faulty.add(field)
-                    self.faults.append(fault_of(variables[field], values[field], detail))
-            return group(**{field: text for field, text in texts.items() if field not in faulty}), faulty
-
-    @staticmethod
-    def _named(values: Mapping[str, Value], field: str, variable: str) -> str:
-        """The variable that holds the field: perhaps one with a role's prefix."""
-        return values[field].variable if field in values else variable
 
     # Checks of several variables together
 
@@ -303,8 +224,8 @@ class _Loader:
         ports: tuple[int, ...],
     ) -> None:
         if len(ports) not in (1, len(hosts)):
-            variable = self._named(values, port, f"DB_{port.upper()}")
-            hosts_variable = self._named(values, host, f"DB_{host.upper()}")
+            variable = self.named(values, port, f"DB_{port.upper()}")
+            hosts_variable = self.named(values, host, f"DB_{host.upper()}")
             self.faults.append(
                 Fault(
                     variable,

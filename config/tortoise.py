@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from config.groups import DatabaseSettings
 from config.settings import Settings
 
 ENGINES = {"pool": "pool.engine", "tortoise": "tortoise.backends.asyncpg"}
-APP = "fleet"
 
 
-def tortoise_config(settings: Settings, models: Sequence[str] = ("db.models",)) -> dict[str, Any]:
-    """What `Tortoise.init(config=…)` takes: one connection named "default", one app named "fleet".
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What Tortoise calls an app: tables under a label of their own.
+
+    `models` are the modules with the models; `migrations` is the package with their migrations.
+    """
+
+    label: str
+    models: tuple[str, ...]
+    migrations: str
+
+
+FLEET = Tables("fleet", ("db.models",), "db.migrations")
+
+
+def tortoise_config(
+    settings: Settings, models: Sequence[str] = FLEET.models, *, apps: Sequence[Tables] = ()
+) -> dict[str, Any]:
+    """What `Tortoise.init(config=…)` takes: one connection named "default", one app named "fleet", and `apps`.
 
     The engine is pool/engine.py, and credentials are Tortoise's, asyncpg's, and the guards of that engine; with
     DB_ENGINE=tortoise it is Tortoise's own, without the guards, which it would hand on to asyncpg. `ssl` is libpq's
@@ -34,10 +51,14 @@ def tortoise_config(settings: Settings, models: Sequence[str] = ("db.models",)) 
         credentials |= _guards(db)
     return {
         "connections": {"default": {"engine": ENGINES[db.engine], "credentials": credentials}},
-        "apps": {APP: {"models": list(models), "default_connection": "default", "migrations": "db.migrations"}},
+        "apps": {tables.label: _app(tables) for tables in (replace(FLEET, models=tuple(models)), *apps)},
         "use_tz": True,
         "timezone": "UTC",
     }
+
+
+def _app(tables: Tables) -> dict[str, Any]:
+    return {"models": list(tables.models), "default_connection": "default", "migrations": tables.migrations}
 
 
 def _guards(db: DatabaseSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from config.groups import (
     RedisSettings,
     WorkerSettings,
 )
+from config.stack import PgBouncerSettings, StackSettings
 
 POOL_PREFIXES = ("DB_POOL_", "DB_MAX_", "DB_LEAK_")
 
@@ -31,8 +32,8 @@ class Variable:
     default: str
     meaning: str
     secret: bool
-    group: str  # "DB", "REDIS", "WORKER", "BOT", "FLEET" or "LOG"
-    field: str = ""  # of the group; empty for a URL, which stands for several
+    group: str  # "DB", "REDIS", "WORKER", "BOT", "FLEET", "LOG", "PGBOUNCER" or "STACK"
+    field: str = ""  # of the group; empty for a URL, which stands for several, and for what compose alone reads
     wanted: str = "a URL"  # "a whole number from 1 to 65535"
 
     @property
@@ -60,7 +61,7 @@ def variables_of(group: type[Group]) -> tuple[Variable, ...]:
                 default=str(extra.get("default_text") or as_text(info.get_default())),
                 meaning=info.description or "",
                 secret="'password'" in str(schema[field]),
-                group=prefix.rstrip("_") or "FLEET",
+                group=prefix.rstrip("_") or group.__name__.removesuffix("Settings").upper(),
                 field=field,
                 wanted=_wanted(schema[field]),
             )
@@ -97,8 +98,12 @@ def _wanted(schema: Mapping[str, Any]) -> str:
             return f"a number above {schema['exclusiveMinimum']:g}, up to {schema['maximum']:.0f}"
         case "number":
             return f"a number from {schema['minimum']:g} to {schema['maximum']:.0f}"
+        case "string" if schema.get("pattern", "").startswith("^[A-Za-z_]"):
+            return "the dotted name of a module"
         case "string" if schema.get("pattern", "").startswith("^[a-z_]"):
             return "a name of lower-case letters, digits and underscores"
+        case "string" if schema.get("pattern", "").endswith(":[0-9]{1,5}$"):
+            return "host:port"
         case "array":
             return f"{_wanted(schema['items'])}, or several, comma-separated"
         case _:
@@ -128,6 +133,22 @@ VARIABLES: tuple[Variable, ...] = (
     *variables_of(BotSettings),
     *variables_of(FleetSettings),
     *variables_of(LogSettings),
+    *variables_of(PgBouncerSettings),
+    *variables_of(StackSettings),
+)
+# What docker-compose.yml alone reads: no process is told. `${NAME:-default}` there has the same default.
+COMPOSE_VARIABLES: tuple[Variable, ...] = tuple(
+    Variable(name, default, meaning, secret=False, group="STACK")
+    for name, default, meaning in (
+        ("SECRETS_DIR", "./secrets", "folder of the files with passwords, which `make secrets` makes"),
+        ("POOLCTL_IMAGE", "poolctl:latest", "image of worker, bot, migrate and poolctl"),
+        ("PGBOUNCER_IMAGE", "poolctl-pgbouncer:latest", "image of PgBouncer"),
+        ("POSTGRES_IMAGE", "postgres:17-alpine", "image of PostgreSQL"),
+        ("REDIS_IMAGE", "redis:8-alpine", "image of Redis"),
+        ("DEV_POSTGRES_PORT", "5432", "port of this machine for PostgreSQL, with docker-compose.dev.yml"),
+        ("DEV_PGBOUNCER_PORT", "6432", "port of this machine for PgBouncer, with docker-compose.dev.yml"),
+        ("DEV_REDIS_PORT", "6379", "port of this machine for Redis, with docker-compose.dev.yml"),
+    )
 )
 POOL_SETTINGS: tuple[str, ...] = tuple(v.name for v in VARIABLES if v.is_pool_setting)
 
@@ -138,8 +159,9 @@ def _for_roles(names: set[str]) -> frozenset[str]:
 
 @cache
 def known_names() -> frozenset[str]:
-    """Every name that means something: variables, `*_FILE` of secrets, and `DB_*` with a role's prefix."""
-    return _for_roles({v.name for v in VARIABLES} | {f"{v.name}_FILE" for v in VARIABLES if v.secret})
+    """Every name that means something: variables, compose's own, `*_FILE` of secrets, `DB_*` with a role's prefix."""
+    names = {v.name for v in (*VARIABLES, *COMPOSE_VARIABLES)}
+    return _for_roles(names | {f"{v.name}_FILE" for v in VARIABLES if v.secret})
 
 
 @cache

@@ -43,10 +43,26 @@ def test_defaults() -> None:
     assert (redis.max_connections, redis.connect_timeout, redis.socket_timeout) == (50, 5, 5)
     assert (redis.health_check_interval, redis.tls) == (30, False)
     assert (worker.max_jobs, worker.job_timeout, worker.max_tries) == (10, 300, 5)
-    assert (worker.poll_delay, worker.shutdown_grace, worker.queue) == (0.05, 30, "arq:queue")
+    assert (worker.outage_tries, worker.lease, worker.max_payload) == (20, 20, 1_000_000)
+    assert (worker.poll_delay, worker.shutdown_grace, worker.queue) == (1, 30, "arq:queue")
     assert (settings.bot.token, settings.bot.transport, settings.bot.admins) == (None, "auto", ())
     assert (settings.log.level, settings.log.format) == ("INFO", "auto")
+    pgbouncer, stack = settings.pgbouncer, settings.stack
+    assert (pgbouncer.host, pgbouncer.port, pgbouncer.user, pgbouncer.password) == (None, 6432, "pgbouncer", None)
+    assert (pgbouncer.default_pool_size, pgbouncer.reserve_pool_size, pgbouncer.max_db_connections) == (25, 5, 0)
+    assert (pgbouncer.max_client_conn, pgbouncer.max_prepared_statements) == (1000, 200)
+    assert (pgbouncer.query_wait_timeout, pgbouncer.server_lifetime) == (120, 3600)
+    assert (stack.compose_profiles, stack.pgbouncer, stack.postgres_max_connections) == ((), False, 100)
     assert (settings.legacy, settings.warnings) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("profiles", "on"),
+    [("pgbouncer", True), ("tools, pgbouncer,", True), ("*", True), ("pgbouncer2", False), ("monitoring", False)],
+)
+def test_profile_as_compose_reads_it(profiles: str, on: bool) -> None:
+    """PgBouncer's profile is on by its name, among others too, or by `*`; a comma at the end is nothing."""
+    assert Settings.load("bot", {"COMPOSE_PROFILES": profiles}).stack.pgbouncer is on
 
 
 def test_frozen() -> None:
@@ -131,7 +147,9 @@ class TestPrecedence:
 
 
 class TestSecrets:
-    @pytest.mark.parametrize("name", ["DB_PASSWORD", "REDIS_PASSWORD", "BOT_TOKEN", "WORKER_DB_PASSWORD"])
+    @pytest.mark.parametrize(
+        "name", ["DB_PASSWORD", "REDIS_PASSWORD", "BOT_TOKEN", "WORKER_DB_PASSWORD", "PGBOUNCER_PASSWORD"]
+    )
     def test_from_file(self, tmp_path: Path, name: str) -> None:
         """A secret may come from the file that NAME_FILE names; its last line break is not part of it."""
         file = tmp_path / "secret"
@@ -142,6 +160,7 @@ class TestSecrets:
             "REDIS_PASSWORD": settings.redis.password,
             "BOT_TOKEN": settings.bot.token,
             "WORKER_DB_PASSWORD": settings.db.password,
+            "PGBOUNCER_PASSWORD": settings.pgbouncer.password,
         }[name]
         assert secret is not None
         assert secret.get_secret_value() == f" {SECRET}"
@@ -283,6 +302,18 @@ class TestFaults:
                 {"DB_SCHEMA": "Shop"},
                 "DB_SCHEMA=Shop is not a name of lower-case letters, digits and underscores: give one",
             ),
+            (
+                {"POSTGRES_MAX_CONNECTIONS": "many"},
+                "POSTGRES_MAX_CONNECTIONS=many is not a whole number from 1 to 262143",
+            ),
+            ({"POSTGRES_MAX_CONNECTIONS": "262144"}, "POSTGRES_MAX_CONNECTIONS=262144 is greater than 262143: give a"),
+            ({"PGBOUNCER_DEFAULT_POOL_SIZE": "0"}, "PGBOUNCER_DEFAULT_POOL_SIZE=0 is less than 1: give a whole number"),
+            ({"PGBOUNCER_SERVER_LIFETIME": "1h"}, "PGBOUNCER_SERVER_LIFETIME=1h is not a number from 0 to 31536000: g"),
+            ({"PGBOUNCER_HOST": "u:s3cret@h"}, "PGBOUNCER_HOST is a URL or user@host, not a host: give the host alone"),
+            (
+                {"PGBOUNCER_PORT": "tcp://10.0.0.1:6432"},
+                "PGBOUNCER_PORT=tcp://10.0.0.1:6432 is what Kubernetes injects for a Service named 'pgbouncer', not a",
+            ),
             ({"DB_USER": "a\nb\0"}, r"DB_USER=a\nb\x00 has a NUL byte: give a text"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -371,6 +402,15 @@ class TestNearMisses:
             ("DB_POOL", "DB_POOL is not a setting and is ignored: did you mean DB_POOL_MAX?"),
             ("DB_POLLER", "DB_POLLER is not a setting and is ignored: did you mean DB_POOLER?"),
             ("DB_PGBOUNCER", "DB_PGBOUNCER is not a setting and is ignored: did you mean DB_POOLER?"),
+            (
+                "PGBOUNCER_POOL_SIZE",
+                "PGBOUNCER_POOL_SIZE is not a setting and is ignored: did you mean PGBOUNCER_DEFAU",
+            ),
+            ("PGBOUNCER_MAX_CLIENT_CON", "PGBOUNCER_MAX_CLIENT_CON is not a setting and is ignored: did you mean PGB"),
+            ("PGBOUNCER_POOL_MODE", "PGBOUNCER_POOL_MODE is not a setting and is ignored: remove it, or see README"),
+            ("POSTGRES_MAX_CONECTIONS", "POSTGRES_MAX_CONECTIONS is not a setting and is ignored: did you mean POST"),
+            ("COMPOSE_PROFILE", "COMPOSE_PROFILE is not a setting and is ignored: did you mean COMPOSE_PROFILES?"),
+            ("PGBOUNCER_IMAGES", "PGBOUNCER_IMAGES is not a setting and is ignored: did you mean PGBOUNCER_IMAGE?"),
             ("DB_READRETRY", "DB_READRETRY is not a setting and is ignored: did you mean DB_READ_RETRY?"),
         ],
     )
@@ -380,10 +420,16 @@ class TestNearMisses:
         assert found.startswith(warning)
 
     @pytest.mark.parametrize(
-        "name", ["DB_SERVICE_HOST", "DB_PORT_5432_TCP_ADDR", "PATH", "POOL_MODE", "POSTGRES_MAX_CONNECTIONS"]
+        "name",
+        [
+            *("DB_SERVICE_HOST", "DB_PORT_5432_TCP_ADDR", "PGBOUNCER_SERVICE_PORT", "PATH", "POOL_MODE"),
+            *("PG_MAX_CONNECTIONS", "POSTGRES_PASSWORD", "POSTGRES_USER", "COMPOSE_FILE", "COMPOSE_PROJECT_NAME"),
+            *("STACK_POSTGRES_HOST", "STACK_PGBOUNCER_HOST", "STACK_REDIS_HOST"),
+            *("SECRETS_DIR", "POOLCTL_IMAGE", "PGBOUNCER_IMAGE", "POSTGRES_IMAGE", "COMPOSE_PROFILES"),
+        ],
     )
     def test_foreign_names_are_left_alone(self, name: str) -> None:
-        """What Kubernetes injects, and words that others use too, neither fail nor warn."""
+        """What Kubernetes injects, what compose reads, and words that others use too, neither fail nor warn."""
         assert Settings.load("worker", {name: "x"}).warnings == ()
 
 
@@ -623,3 +669,14 @@ def test_pool_line() -> None:
         "this process: 2–10 connections to postgres@localhost:5432/postgres as w, wait at most 30 s,"
         " replaced after 50000 queries or 3600 s, closed after 300 s idle"
     )
+
+
+def test_sentinels() -> None:
+    """Sentinels are host:port pairs; an address beside them is told to be unused, and what is no pair is refused."""
+    settings = Settings.load("worker", {"REDIS_SENTINELS": "a:26379, [::1]:26380", "REDIS_HOST": "elsewhere"})
+    assert settings.redis.sentinels == ("a:26379", "[::1]:26380")
+    assert settings.redis.sentinel_master == "mymaster"
+    assert settings.warnings == ("REDIS_HOST is not used: REDIS_SENTINELS say where Redis is",)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load("worker", {"REDIS_SENTINELS": "a:26379,b"})
+    assert "is not host:port, or several, comma-separated" in str(caught.value)
