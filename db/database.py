@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +12,7 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from tortoise.context import TortoiseContext
 
 from config import Settings, tortoise_config
+from config.tortoise import Tables
 from db.errors import DatabaseError, TooManyClients
 from db.retry import open_patiently
 from db.schema import check_current
@@ -36,14 +37,16 @@ class Database:
 
 
 @contextlib.asynccontextmanager
-async def open_database(settings: Settings, *, check_schema: bool = True) -> AsyncIterator[Database]:
-    """Opens DB_POOL_MIN connections (at least one) at once, and closes all at the end.
+async def open_database(
+    settings: Settings, *, apps: Sequence[Tables] = (), check_schema: bool = True
+) -> AsyncIterator[Database]:
+    """Opens DB_POOL_MIN connections (at least one) at once, and closes all at the end; the models of `apps` work, too.
 
     Tries again for DB_CONNECT_TIMEOUT while the error may pass by itself. Raises the DatabaseError that says
     why not, and SchemaBehind if the database lacks a migration (unless `check_schema` is false); nothing stays
     open then.
     """
-    config = tortoise_config(settings)
+    config = tortoise_config(settings, apps=apps)
     config["connections"]["default"]["credentials"]["ssl"] = ssl_argument(settings)
     async with TortoiseContext() as context:
         await context.init(config=config)
@@ -51,7 +54,7 @@ async def open_database(settings: Settings, *, check_schema: bool = True) -> Asy
         await _open(client, settings)
         try:
             if check_schema:
-                await check_current(client, settings)
+                await check_current(client, settings, apps=apps)
             yield Database(client, context)
         finally:
             # The context closes only what it knows: it forgets a client when another event loop asks for one.

@@ -86,6 +86,10 @@ class PoolerNotRead(DatabaseError):
     """PgBouncer's admin console does not tell its settings; the message says why, and what to add or correct."""
 
 
+class PoolerNotReconnected(DatabaseError):
+    """PgBouncer runs, but does not replace its connections to the server; the message says why, and what to do."""
+
+
 class SchemaBehind(DatabaseError):
     """The database lacks migrations that this program needs."""
 

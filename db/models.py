@@ -6,6 +6,7 @@ After a change here: `.venv/bin/tortoise --config-file db/makemigrations.json ma
 from __future__ import annotations
 
 from tortoise import fields
+from tortoise.migrations.constraints import UniqueConstraint
 from tortoise.models import Model
 
 
@@ -37,13 +38,31 @@ class Subscriber(Model):
 
 
 class Alert(Model):
-    """A condition of the fleet that someone was told about; without `closed` it still holds."""
+    """A condition of the fleet that someone was told about; without `closed` it still holds.
+
+    Of each kind and subject one is open at a time; those without a subject do not stand in each other's way.
+    """
 
     id = fields.BigIntField(primary_key=True)
     kind = fields.CharField(max_length=64)
+    subject = fields.CharField(max_length=300, null=True)
     opened = fields.DatetimeField(auto_now_add=True)
     closed = fields.DatetimeField(null=True)
     value = fields.FloatField()
 
     class Meta:
         table = "fleet_alert"
+        constraints = (UniqueConstraint(("kind", "subject"), name="fleet_alert_open", condition="closed IS NULL"),)
+
+
+class Outgoing(Model):
+    """What the bot is to say in a chat; gone when it has been said."""
+
+    id = fields.BigIntField(primary_key=True)
+    chat = fields.CharField(max_length=255)
+    text = fields.TextField()
+    created = fields.DatetimeField(auto_now_add=True)
+    taken = fields.DatetimeField(null=True)  # by a bot that says it, or died while it did
+
+    class Meta:
+        table = "fleet_outgoing"

@@ -1,29 +1,37 @@
-"""PgBouncer, where it stands between the processes and the server: is it there, and what are its settings?
-
-Its admin console speaks the simple query protocol alone, in which asyncpg reads no rows; pg8000 does.
-"""
+"""PgBouncer, where it stands between the processes and the server: is it there, what are its settings, RECONNECT."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pg8000.native
+from pydantic import SecretStr
 
 from config import Settings
 from config.groups import join_addresses
-from db.errors import PoolerNotRead, first_line
+from db.errors import PoolerNotRead, PoolerNotReconnected, first_line
+from db.pooler_console import (
+    ADMIN_DATABASE,
+    Address,
+    ConsoleLost,
+    ConsoleRefused,
+    Login,
+    NotPgBouncer,
+    Rows,
+    addresses_of,
+    ask,
+    connect_socket,
+    in_thread,
+    speaks_postgres,
+)
 from db.server import connect
 from db.tls import socket_tls
 
-ADMIN_DATABASE = "pgbouncer"
-NOT_ALLOWED = "not allowed"  # to a user who is in neither admin_users nor stats_users; it has no code of its own
-
-Rows = list[dict[str, Any]]
+# What PgBouncer says to a user who is in neither admin_users nor stats_users, and to one of stats_users alone; these
+# have no code of their own.
+NOT_ALLOWED, NOT_ADMIN = "not allowed", "admin access needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +65,14 @@ class PoolerReport:
 
 
 async def is_pooler(settings: Settings) -> bool:
-    """Whether DB_HOST is a pooler: its greeting names another process than the one that answers queries.
-
-    Raises DatabaseError if it cannot be asked.
-    """
+    """Whether DB_HOST is a pooler. Raises DatabaseError if it cannot be asked."""
     async with connect(settings) as connection:
-        return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
+        return await is_pooled(connection)
+
+
+async def is_pooled(connection: Any) -> bool:
+    """Whether a pooler stands behind an asyncpg connection: its greeting named another process than now answers."""
+    return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
 
 
 async def read_pooler(settings: Settings) -> PoolerReport:
@@ -70,72 +80,119 @@ async def read_pooler(settings: Settings) -> PoolerReport:
 
     Takes DB_CONNECT_TIMEOUT for each answer. Raises PoolerNotRead.
     """
-    db = settings.db
-    ports = db.port * len(db.host) if len(db.port) == 1 else db.port
-    tls = socket_tls(settings)
+    login = _login(settings, settings.db.user, settings.db.password)
     failures: list[PoolerNotRead] = []
-    for host, port in zip(db.host, ports, strict=True):
+    for host, port in _hosts(settings):
         try:
-            return await asyncio.to_thread(_read, settings, host, port, tls)
+            return await asyncio.to_thread(_read, settings, host, port, login)
         except PoolerNotRead as error:
             failures.append(error)
     raise failures[0]
 
 
-def _read(settings: Settings, host: str, port: int, tls: ssl.SSLContext | bool | None) -> PoolerReport:
+async def reconnect(settings: Settings) -> str | None:
+    """Has PgBouncer at PGBOUNCER_HOST replace each connection to the server as soon as its transaction is over.
+
+    Connections to the server keep the plans of their prepared statements, for all clients: after a migration a
+    `SELECT *` may fail on each try. Gives PgBouncer's `host:port`, or None where there is none: it is not named, its
+    name is unknown, or nobody listens. Where the name stands for several, each is told. Takes at most
+    DB_CONNECT_TIMEOUT to find it, and as long to tell it. Raises PoolerNotReconnected.
+    """
+    pgbouncer, within_s = settings.pgbouncer, settings.db.connect_timeout
+    if pgbouncer.host is None:
+        return None
+    host, where = pgbouncer.host, pgbouncer.address
+    login = _login(settings, pgbouncer.user, pgbouncer.password)
+
+    def tell(addresses: set[Address]) -> int:
+        told = 0
+        for address in sorted(addresses):
+            try:
+                connected = connect_socket(*address, within_s)
+            except TimeoutError as error:
+                raise ConsoleLost(first_line(error)) from error
+            except OSError:
+                continue
+            ask(connected, host, login, "RECONNECT")
+            told += 1
+        return told
+
+    try:
+        addresses = await in_thread(lambda: addresses_of(host, pgbouncer.port), within_s=within_s)
+    except TimeoutError:
+        return None
+    try:
+        return where if await in_thread(lambda: tell(addresses), within_s=within_s) else None
+    except ConsoleRefused as error:
+        remedy = f"correct PGBOUNCER_USER={pgbouncer.user} and PGBOUNCER_PASSWORD (or PGBOUNCER_PASSWORD_FILE)"
+        if NOT_ALLOWED in str(error) or NOT_ADMIN in str(error):
+            remedy = f"add to pgbouncer.ini, and RELOAD: admin_users = {pgbouncer.user}"
+        problem = f"{error}: {remedy}"
+    except (ConsoleLost, TimeoutError) as error:
+        problem = f"{first_line(error)}: see PgBouncer's log, and DB_SSLMODE"
+    except NotPgBouncer as error:
+        problem = f"{error}: what answers is not PgBouncer: correct PGBOUNCER_HOST and PGBOUNCER_PORT"
+    raise PoolerNotReconnected(
+        f"PgBouncer at {where}: {problem}; until its admin console is given RECONNECT, statements prepared before this"
+        " migration may fail"
+    )
+
+
+async def is_unused(settings: Settings) -> bool:
+    """Whether a pooler answers at PGBOUNCER_HOST, and DB_HOST leads elsewhere. Takes at most DB_CONNECT_TIMEOUT."""
+    pgbouncer, within_s = settings.pgbouncer, settings.db.connect_timeout
+    if pgbouncer.host is None or pgbouncer.address in settings.db.addresses.split(","):
+        return False
+    pooler = pgbouncer.host, pgbouncer.port
+
+    def look() -> bool:
+        addresses = addresses_of(*pooler)
+        used = {address for host in _hosts(settings) for address in addresses_of(*host)}
+        return addresses.isdisjoint(used) and any(speaks_postgres(each, within_s) for each in sorted(addresses))
+
+    try:
+        return await in_thread(look, within_s=within_s)
+    except TimeoutError:
+        return False
+
+
+def _hosts(settings: Settings) -> list[Address]:
+    """DB_HOST's items, each with its port."""
     db = settings.db
-    where = f"{db.user}@{join_addresses((host,), (port,))}/{ADMIN_DATABASE}"
+    return list(zip(db.host, db.port * len(db.host) if len(db.port) == 1 else db.port, strict=True))
+
+
+def _login(settings: Settings, user: str, password: SecretStr | None) -> Login:
+    return Login(
+        user=user,
+        password=(password or SecretStr("")).get_secret_value,
+        tls=socket_tls(settings),
+        application_name=settings.db.application_name,
+    )
+
+
+def _read(settings: Settings, host: str, port: int, login: Login) -> PoolerReport:
+    where = f"{login.user}@{join_addresses((host,), (port,))}/{ADMIN_DATABASE}"
     try:
-        with _connect(host, port, db.connect_timeout) as connected:
-            console = pg8000.native.Connection(
-                db.user,
-                host=host,
-                password=db.password.get_secret_value(),
-                database=ADMIN_DATABASE,
-                application_name=db.application_name,
-                ssl_context=False if connected.family == socket.AF_UNIX else tls,
-                sock=connected,
-            )
-            with console:
-                config, databases, users, pools = (
-                    _ask(console, f"SHOW {what}") for what in ("CONFIG", "DATABASES", "USERS", "POOLS")
-                )
-        return _report(db.name, db.user, config, databases, users, pools)
-    except pg8000.native.DatabaseError as error:
-        said = str(error.args[0].get("M"))
+        try:
+            connected = connect_socket(host, port, settings.db.connect_timeout)
+        except OSError as error:
+            raise ConsoleLost(first_line(error)) from error
+        shown = ask(connected, host, login, *(f"SHOW {what}" for what in ("CONFIG", "DATABASES", "USERS", "POOLS")))
+        return _report(settings.db.name, login.user, *shown)
+    except ConsoleRefused as error:
         remedy = "see PgBouncer's log, and correct DB_USER and DB_PASSWORD, or DB_HOST and DB_PORT"
-        if NOT_ALLOWED in said:
-            remedy = f"add to pgbouncer.ini, and RELOAD: stats_users = {db.user}"
-        raise PoolerNotRead(f"{where}: {first_line(Exception(said))}: {remedy}") from error
-    except (OSError, pg8000.native.InterfaceError) as error:
+        if NOT_ALLOWED in str(error):
+            remedy = f"add to pgbouncer.ini, and RELOAD: stats_users = {login.user}"
+        raise PoolerNotRead(f"{where}: {error}: {remedy}") from error
+    except ConsoleLost as error:
         remedy = "is PgBouncer running, and are DB_HOST, DB_PORT and DB_SSLMODE right?"
-        raise PoolerNotRead(f"{where}: {first_line(error)}: {remedy}") from error
-    except Exception as error:
-        # Whatever else listens there: pg8000 lets a KeyError, a struct.error or scramp's own errors through. Their
-        # texts may quote what was sent, so only the type is shown.
+        raise PoolerNotRead(f"{where}: {error}: {remedy}") from error
+    except (NotPgBouncer, LookupError, TypeError, ValueError) as error:
+        kind = str(error) if isinstance(error, NotPgBouncer) else type(error).__name__
         raise PoolerNotRead(
-            f"{where}: {type(error).__name__}: what answers is not PgBouncer: name it in DB_HOST and DB_PORT"
+            f"{where}: {kind}: what answers is not PgBouncer: name it in DB_HOST and DB_PORT"
         ) from error
-
-
-def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
-    """A socket of our own, so that its errors are the system's, and it is closed whatever happens."""
-    if not host.startswith("/"):
-        return socket.create_connection((host, port), timeout_s)
-    connected = socket.socket(socket.AF_UNIX)
-    try:
-        connected.settimeout(timeout_s)
-        connected.connect(f"{host}/.s.PGSQL.{port}")
-    except OSError:
-        connected.close()
-        raise
-    return connected
-
-
-def _ask(console: pg8000.native.Connection, statement: str) -> Rows:
-    rows = console.run(statement)
-    names = [column["name"] for column in console.columns]
-    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _report(name: str, user: str, config: Rows, databases: Rows, users: Rows, pools: Rows) -> PoolerReport:

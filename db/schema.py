@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -13,7 +13,7 @@ from tortoise.exceptions import OperationalError
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 
 from config import Settings, tortoise_config
-from config.tortoise import APP, asyncpg_connect_kwargs
+from config.tortoise import Tables, asyncpg_connect_kwargs
 from db.errors import DRIVER_ERRORS, DatabaseError, MigrationFailed, SchemaBehind, classify, first_line
 from db.server import connect, target
 from db.tls import ssl_argument
@@ -30,8 +30,8 @@ _NOT_ALLOWED = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameErr
 logger = logging.getLogger(__name__)
 
 
-async def pending(client: Any, apps: dict[str, Any]) -> list[str]:
-    """Names of the migrations that the database behind a Tortoise client lacks, in order.
+async def pending(client: Any, config: dict[str, Any]) -> list[MigrationTarget]:
+    """The migrations that the database behind a Tortoise client lacks, in order. `config` is that of Tortoise's apps.
 
     Raises asyncpg's or Tortoise's error if that cannot be read. Tortoise itself takes any error to mean that
     nothing was applied, so the records are read here first.
@@ -39,30 +39,34 @@ async def pending(client: Any, apps: dict[str, Any]) -> list[str]:
     _, rows = await client.execute_query("SELECT to_regclass($1) IS NOT NULL AS present", [RECORDS_TABLE])
     if rows[0]["present"]:
         await client.execute_query(f"SELECT app, name FROM {RECORDS_TABLE} LIMIT 1")  # noqa: S608 - a constant
-    return [step.migration.name for step in await MigrationExecutor(client, apps).plan()]
+    steps = [step.migration for step in await MigrationExecutor(client, config).plan()]
+    return [MigrationTarget(migration.app_label, migration.name) for migration in steps]
 
 
-async def check_current(client: Any, settings: Settings) -> None:
-    """Raises SchemaBehind if the database lacks a migration that this program has.
+async def check_current(client: Any, settings: Settings, *, apps: Sequence[Tables] = ()) -> None:
+    """Raises SchemaBehind if the database lacks a migration that this program or one of `apps` has.
 
     A database that is ahead is fine: while a new version is rolled out, processes of the old one go on.
     """
     try:
-        names = await pending(client, tortoise_config(settings)["apps"])
+        missing = await pending(client, tortoise_config(settings, apps=apps)["apps"])
     except DRIVER_ERRORS as error:
         if isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
             raise DatabaseError(
                 f"{target(settings)}: {error}: GRANT SELECT, so that the schema can be compared with the program"
             ) from error
         raise classify(error, target(settings)) from error
-    if names:
+    if missing:
         raise SchemaBehind(
-            f"{target(settings)}: the schema is behind, not applied: {', '.join(names)}: run `poolctl migrate`"
+            f"{target(settings)}: the schema is behind, not applied: {', '.join(map(_name, missing))}:"
+            " run `poolctl migrate`"
         )
 
 
-async def migrate(settings: Settings, *, fake: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[str]:
-    """Applies the pending migrations on the direct host, and gives their names.
+async def migrate(
+    settings: Settings, *, apps: Sequence[Tables] = (), fake: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S
+) -> list[str]:
+    """Applies the pending migrations of the fleet and of `apps` on the direct host; their names: "fleet.0001_initial".
 
     Any number of processes may do this at once: an advisory lock lets one in after the other, each for at most
     `lock_timeout_s` seconds of waiting. With `fake`, a migration that fails because its tables are there already
@@ -76,8 +80,12 @@ async def migrate(settings: Settings, *, fake: bool = False, lock_timeout_s: flo
         await _lock(connection, settings, lock_timeout_s)  # until the connection closes
         if settings.db.schema_name is not None:
             await _ensure_schema(connection, settings)
-        async with _tortoise(settings) as (client, apps):
-            return await _apply(client, apps, settings, fake=fake)
+        async with _tortoise(settings, apps) as (client, config):
+            return await _apply(client, config, settings, fake=fake)
+
+
+def _name(migration: MigrationTarget) -> str:
+    return f"{migration.app_label}.{migration.name}"
 
 
 async def _lock(connection: Any, settings: Settings, timeout_s: float) -> None:
@@ -114,14 +122,14 @@ async def _ensure_schema(connection: Any, settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _tortoise(settings: Settings) -> AsyncIterator[tuple[Any, dict[str, Any]]]:
+async def _tortoise(settings: Settings, apps: Sequence[Tables]) -> AsyncIterator[tuple[Any, dict[str, Any]]]:
     """A Tortoise context on the direct host with a pool of its own, and the apps' configuration.
 
     On the engine of all other work, so that there is one way of connecting; Tortoise picks its schema editor by
     the dialect, and the one for asyncpg is the same. Two connections at most: a transaction and the record. No
     statement timeout: to build an index takes as long as it takes.
     """
-    config = tortoise_config(settings)
+    config = tortoise_config(settings, apps=apps)
     direct = asyncpg_connect_kwargs(settings, direct=True)
     config["connections"]["default"]["credentials"] |= {
         "host": direct["host"],
@@ -136,19 +144,20 @@ async def _tortoise(settings: Settings) -> AsyncIterator[tuple[Any, dict[str, An
         yield context.db(), config["apps"]
 
 
-async def _apply(client: Any, apps: dict[str, Any], settings: Settings, *, fake: bool) -> list[str]:
+async def _apply(client: Any, config: dict[str, Any], settings: Settings, *, fake: bool) -> list[str]:
     where = target(settings, direct=True)
-    executor = MigrationExecutor(client, apps)
+    executor = MigrationExecutor(client, config)
     done = []
     try:
-        for name in await pending(client, apps):
+        for migration in await pending(client, config):
+            name = _name(migration)
             try:
-                await executor.migrate([MigrationTarget(APP, name)])
+                await executor.migrate([migration])
             except (OperationalError, asyncpg.PostgresError) as error:
                 cause = error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
                 if not fake or not isinstance(cause, _EXISTS_ALREADY):
                     raise _failure(name, cause, where) from error
-                await executor.migrate([MigrationTarget(APP, name)], fake=True)
+                await executor.migrate([migration], fake=True)
                 logger.warning("%s: recorded migration %s without running it: %s", where, name, error)
             done.append(name)
     except DRIVER_ERRORS as error:

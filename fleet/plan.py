@@ -17,11 +17,10 @@ from enum import StrEnum
 
 from config.exit_codes import ExitCode
 from config.groups import LARGEST_POOL
+from config.stack import LARGEST_INT, LARGEST_SERVER
 from fleet.errors import FleetError
 
 OVERHEAD = 10  # connections
-LARGEST_SERVER = 262_143  # max_connections; PostgreSQL takes no more
-LARGEST_INT = 2**31 - 1  # of PgBouncer's settings
 
 
 class Verdict(StrEnum):
@@ -187,13 +186,15 @@ class Pooler:
 class Plan:
     """A fleet against a server, perhaps behind a pooler. `now` is what the server has at this moment, if known.
 
-    Raises PlanError for a pool that alone is larger than the server, which is a slip of the keyboard.
+    `profiles` are compose's that are on now: one of them may be the pooler's, and a way out leaves the others as they
+    are. Raises PlanError for a pool that alone is larger than the server, which is a slip of the keyboard.
     """
 
     demand: Demand
     supply: Supply
     pooler: Pooler | None = None
     now: int | None = None
+    profiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         most = self.supply.max_connections

@@ -6,20 +6,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
 from config import Settings
 from config.exit_codes import ExitCode
-from config.groups import DatabaseSettings
 from db.database import Database
 from db.errors import DRIVER_ERRORS, DatabaseError
 from db.server import ServerReport, connect, read_server
 from fleet.errors import FleetError, reason
 from fleet.plan import Plan, PlanError, Supply, Verdict
-from fleet.plan_inputs import demand_of, from_fleet, from_settings
+from fleet.plan_inputs import demand_of, from_fleet, from_settings, goes_through_pooler, pooler_from
 from fleet.registry import LIVE_S, Identity, ProcessEntry, read_earlier
 from fleet.ways_out import ways_out
 
@@ -48,7 +47,7 @@ async def check_plan(settings: Settings, database: Database, queue: ArqRedis, id
     """
     if settings.fleet.plan_check == "off":
         return
-    if is_pooled(settings.db):
+    if settings.db.has_pooler:
         logger.info("PLAN_CHECK: behind a pooler the pools hold its clients, not the server's connections")
         return
     try:
@@ -94,30 +93,35 @@ async def _without_the_dead(
 async def check_deployment(settings: Settings, worker: Settings, bot: Settings) -> str | None:
     """What is wrong with WORKERS × a worker's pool on this server, and the ways out; None if it fits.
 
-    For the step before a deployment: nobody need be alive. `settings` are those to ask the server with. Raises one of
-    CANNOT_TELL if it cannot be asked.
+    For the step before a deployment: nobody need be alive, and behind a pooler PGBOUNCER_* is what it will have.
+    `settings` are those to ask the server with. Raises one of CANNOT_TELL if it cannot be asked.
     """
-    if worker.fleet.workers is None or worker.fleet.plan_check == "off" or is_pooled(worker.db):
+    if worker.fleet.workers is None or worker.fleet.plan_check == "off":
         return None
     async with connect(settings, direct=True, patient=True) as connection:
         supply = supply_of(await read_server(connection))
     demand = demand_of({"workers": worker.fleet.workers, **from_settings(worker, bot)}, legacy=worker.legacy)
+    pooler = pooler_from(worker) if goes_through_pooler(worker) else None
     try:
-        plan = Plan(demand, supply)
+        plan = Plan(demand, supply, pooler, profiles=worker.stack.compose_profiles)
     except PlanError as error:  # one pool alone is larger than the server
         return f"WORKERS={demand.workers}: {error}"
-    if plan.verdict is not Verdict.OVER:
-        return None
-    return (
-        f"WORKERS={demand.workers} × DB_POOL_MAX={demand.pool_max} + {demand.overhead} overhead"
-        f" = {plan.total_peak} connections, available {supply.available} of max_connections={supply.max_connections}:"
-        f" {_remedy(plan)}"
-    )
+    return None if plan.verdict is not Verdict.OVER else f"{', and '.join(_too_many(plan))}: {_remedy(plan)}"
 
 
-def is_pooled(db: DatabaseSettings) -> bool:
-    """Whether DB_HOST is a pooler: the server itself is elsewhere."""
-    return db.addresses != db.direct_addresses
+def _too_many(plan: Plan) -> Iterator[str]:
+    """What is over: the server's connections, or, behind a pooler, also its clients."""
+    demand, supply, pooler = plan.demand, plan.supply, plan.pooler
+    fleet = f"WORKERS={demand.workers} × DB_POOL_MAX={demand.pool_max} + {demand.overhead} overhead = {plan.total_peak}"
+    available = f"available {supply.available} of max_connections={supply.max_connections}"
+    if pooler is None:
+        yield f"{fleet} connections, {available}"
+        return
+    if pooler.verdict(plan.total_peak) is Verdict.OVER:
+        yield f"{fleet} clients of PgBouncer, PGBOUNCER_MAX_CLIENT_CONN={pooler.max_client_conn} let in"
+    if supply.verdict(plan.servers_peak) is Verdict.OVER:
+        sizes = f"PGBOUNCER_DEFAULT_POOL_SIZE={pooler.default_pool_size} + {pooler.reserve_pool_size} reserve"
+        yield f"PgBouncer's {sizes} + {demand.overhead} overhead = {plan.servers_peak} connections, {available}"
 
 
 def supply_of(server: ServerReport) -> Supply:

@@ -1,18 +1,18 @@
-"""What a plan is made of, as numbers by the names of Demand: read from settings, and from the processes that live."""
+"""What a plan is made of: read from settings, and from the processes that live."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from config import Settings
-from fleet.plan import Demand, overhead_with
+from fleet.plan import Demand, Pooler, Supply, overhead_with
 from fleet.registry import ProcessEntry
 
 PREFIXES = {"worker": "", "bot": "bot_"}  # of the numbers of a role's pools
 
 
 def from_settings(worker: Settings, bot: Settings) -> dict[str, int]:
-    """Both roles' pools."""
+    """Both roles' pools, by the names of Demand."""
     numbers: dict[str, int] = {}
     for prefix, settings in (("", worker), ("bot_", bot)):
         numbers |= {f"{prefix}pool_min": settings.db.pool_min, f"{prefix}pool_max": settings.db.pool_max}
@@ -42,6 +42,35 @@ def demand_of(numbers: Mapping[str, int], *, legacy: bool = False) -> Demand:
     """
     overhead = overhead_with(numbers.get("bot_pool_max", 0))
     return Demand(**{"overhead": overhead, **numbers}, legacy=legacy)
+
+
+def supply_from(settings: Settings) -> Supply:
+    """The server that POSTGRES_MAX_CONNECTIONS starts."""
+    return Supply(max_connections=settings.stack.postgres_max_connections)
+
+
+def pooler_from(settings: Settings) -> Pooler:
+    """PgBouncer as PGBOUNCER_* sets it up, whether it is there or not."""
+    pgbouncer = settings.pgbouncer
+    return Pooler(
+        default_pool_size=pgbouncer.default_pool_size,
+        reserve_pool_size=pgbouncer.reserve_pool_size,
+        max_client_conn=pgbouncer.max_client_conn,
+        max_db_connections=pgbouncer.max_db_connections,
+    )
+
+
+def goes_through_pooler(settings: Settings) -> bool:
+    """Whether a process with these settings goes through a pooler once compose has started it.
+
+    Where DB_HOST is not given the profile decides, as in the image's entrypoint; else it may be PgBouncer itself.
+    """
+    db = settings.db
+    if db.has_pooler:
+        return True
+    if settings.origins["DB_HOST"] == "default":
+        return settings.stack.pgbouncer
+    return settings.pgbouncer.address in db.addresses.split(",")
 
 
 def _mean(numbers: Sequence[int]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from fleet.plan import LARGEST_INT, Plan, Pooler, Verdict
+from config.stack import ALL_PROFILES, LARGEST_INT, PROFILE
+from fleet.plan import Plan, Pooler, Verdict
 
 POOLER_FROM_WORKERS = 10  # below, a pooler is more to run than it saves
 POOLED_POOL_MAX = 5  # each process's pool in front of a pooler: waiting there is cheaper than waiting in the server
@@ -35,7 +36,8 @@ def env_of(plan: Plan) -> dict[str, str]:
     """A plan as lines for `.env`.
 
     The pools are named with their roles, as DB_POOL_MAX alone would change the bots' as well, and would not count where
-    WORKER_DB_POOL_MAX is set. Beside DATABASE_URL, which fixes the pools, they must not be named at all.
+    WORKER_DB_POOL_MAX is set. Beside DATABASE_URL, which fixes the pools, they must not be named at all. Profiles other
+    than the pooler's stay on.
     """
     demand, pooler = plan.demand, plan.pooler
     env = {"WORKERS": demand.workers}
@@ -45,10 +47,14 @@ def env_of(plan: Plan) -> dict[str, str]:
             env |= {"BOT_DB_POOL_MIN": demand.bot_pool_min, "BOT_DB_POOL_MAX": demand.bot_pool_max}
     env["POSTGRES_MAX_CONNECTIONS"] = plan.supply.max_connections
     lines = {name: str(value) for name, value in env.items()}
+    others = [profile for profile in plan.profiles if profile not in (PROFILE, ALL_PROFILES)]
     if pooler is not None:
-        lines["COMPOSE_PROFILES"] = "pgbouncer"
+        with_pooler = plan.profiles if ALL_PROFILES in plan.profiles else (*others, PROFILE)
+        lines["COMPOSE_PROFILES"] = ",".join(with_pooler)
         for name in ("default_pool_size", "reserve_pool_size", "max_client_conn", "max_db_connections"):
             lines[f"PGBOUNCER_{name.upper()}"] = str(getattr(pooler, name))
+    elif len(others) < len(plan.profiles):
+        lines["COMPOSE_PROFILES"] = ",".join(others)
     return lines
 
 

@@ -13,7 +13,9 @@ from config.exit_codes import ExitCode
 from config.variables import VARIABLES, as_text
 from db.database import open_database
 from db.errors import SchemaBehind
+from db.pooler import is_pooled, is_unused
 from db.server import connect, read_server, target
+from fleet.app import load_app
 from fleet.errors import FleetError, QueueLost
 from fleet.queue import address, open_queue
 from fleet.registry import ProcessEntry, read_fleet
@@ -32,17 +34,23 @@ def check(role: RoleOption = "worker") -> None:
 
 
 async def read(settings: Settings) -> Reading:
-    """Ask the server, a process's own way to it, the schema, and the fleet. Raises DatabaseError if unreachable."""
+    """Ask the server, a process's own way to it, the schema, and the fleet.
+
+    Raises DatabaseError if unreachable, and AppRefused.
+    """
     ours = as_poolctl(settings)
+    app = load_app(ours)
     async with connect(ours, direct=True) as connection:
         server = await read_server(connection)
+        direct_is_pooler = await is_pooled(connection)
     schema = None
     try:
-        async with open_database(ours):  # by DB_HOST, as every process does
+        async with open_database(ours, apps=app.tables):  # by DB_HOST, as every process does
             pass
     except SchemaBehind as error:
         schema = error
-    return Reading(settings, server, await _read_fleet(ours), schema)
+    fleet, unused_pooler = await _read_fleet(ours), await is_unused(ours)
+    return Reading(settings, server, fleet, schema, direct_is_pooler, unused_pooler)
 
 
 async def _read_fleet(settings: Settings) -> Sequence[ProcessEntry] | FleetError:

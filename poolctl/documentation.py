@@ -1,6 +1,6 @@
-"""What documentation has from the code: tables, `.env.example` and charts. `python -m poolctl.documentation` writes it.
+"""What documentation and compose have from the code: tables, `.env.example`, lists of settings, charts.
 
-A test holds every file against this.
+`python -m poolctl.documentation` writes all of it; a test holds every file against it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config.presets import PRESETS
-from config.reference import env_example, markdown_table
+from config.reference import compose_settings, env_example, markdown_table, swarm_settings
 from fleet.plan import Demand, Plan, Pooler, Supply
 from poolctl.plan_picture import draw
 
@@ -42,9 +42,9 @@ def scaling_table() -> str:
     return "\n".join(rows)
 
 
-def between_marks(text: str, mark: str, content: str) -> str:
+def between_marks(text: str, mark: str, content: str, comment: str = "<!-- {} -->") -> str:
     """`text` with what stands between `<!-- mark: begin -->` and `<!-- mark: end -->` replaced."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    begin, end = comment.format(f"{mark}: begin"), comment.format(f"{mark}: end")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n{content}\n{end}{after}"
@@ -56,6 +56,9 @@ def written(root: Path) -> Iterator[tuple[Path, str]]:
     readme = between_marks(readme, "settings", markdown_table())
     yield root / "README.md", between_marks(readme, "scaling", scaling_table())
     yield root / ".env.example", env_example()
+    yield root / "docker-compose.settings.yml", compose_settings()
+    stack = (root / "docker-stack.yml").read_text(encoding="utf-8")
+    yield root / "docker-stack.yml", between_marks(stack, "settings", swarm_settings(), comment="  # {}")
 
 
 def main() -> None:

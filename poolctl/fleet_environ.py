@@ -1,4 +1,4 @@
-"""The environment that `poolctl up` hands to the processes of its fleet. Pure."""
+"""The environment that `poolctl up` hands to the processes of its fleet. Pure, but for the current folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ _OF_THE_REAL_BOT = {"BOT_TOKEN", "BOT_API_URL", "BOT_TRANSPORT"}
 FOREIGN = _OF_THE_REAL_BOT | {
     variable.name
     for variable in VARIABLES
-    if variable.group in ("DB", "REDIS") and not variable.is_pool_setting and variable.name not in _OF_ANY_SERVER
+    if variable.group in ("DB", "REDIS", "PGBOUNCER")
+    and not variable.is_pool_setting
+    and variable.name not in _OF_ANY_SERVER
 }
 _LIBPQ = re.compile(r"PG[A-Z]+")  # PGHOST, PGSSLMODE, PGPASSFILE, …: the driver reads them
 _ROLE_PREFIX = re.compile(rf"({'|'.join(role.upper() for role in ROLES)})_(?=DB_|DATABASE_URL|REDIS_)")
@@ -45,9 +47,12 @@ def own_servers_environ(values: Mapping[str, str], servers: Mapping[str, str]) -
 
 
 def configured_environ(values: Mapping[str, str]) -> dict[str, str]:
-    """`values` and what a process of the fleet needs to be found and to be read in this command's output."""
+    """`values` and what a process of the fleet needs to be found and to be read in this command's output.
+
+    The current folder, where the module that APP names may be, is not the folder of those processes.
+    """
     environ = dict(values)
-    environ["PYTHONPATH"] = ":".join(filter(None, [str(_PACKAGES), values.get("PYTHONPATH")]))
+    environ["PYTHONPATH"] = ":".join(filter(None, [str(_PACKAGES), str(Path.cwd()), values.get("PYTHONPATH")]))
     environ["PYTHONUNBUFFERED"] = "1"
     if environ.get("LOG_FORMAT", "auto") == "auto":
         environ["LOG_FORMAT"] = "text"  # a person reads it here, although the processes see no terminal

@@ -19,7 +19,15 @@ from config.presets import PRESETS, Preset
 from db.errors import DatabaseError
 from db.pooler import PoolerDatabase, PoolerReport
 from fleet.plan import OVERHEAD, Demand, Plan, PlanError, PooledDatabase, Pooler, Supply, Verdict
-from fleet.plan_inputs import PREFIXES, demand_of, from_fleet, from_settings
+from fleet.plan_inputs import (
+    PREFIXES,
+    demand_of,
+    from_fleet,
+    from_settings,
+    goes_through_pooler,
+    pooler_from,
+    supply_from,
+)
 from poolctl.plan_chart import plot
 from poolctl.plan_live import Live, read_live
 from poolctl.plan_picture import draw
@@ -48,7 +56,7 @@ def plan(
     bot_pool_min: Annotated[Count, typer.Option(help="[default: a bot's DB_POOL_MIN]")] = None,
     bot_pool_max: Annotated[Count, typer.Option(help="[default: a bot's DB_POOL_MAX]")] = None,
     surge: Annotated[int, typer.Option(help="Old and new processes together, in a deployment, as a multiple.")] = 2,
-    max_connections: Annotated[Count, typer.Option(help="The server's. [default: 100]")] = None,
+    max_connections: Annotated[Count, typer.Option(help="The server's. [default: POSTGRES_MAX_CONNECTIONS]")] = None,
     superuser_reserved: Annotated[Count, typer.Option(help="superuser_reserved_connections. [default: 3]")] = None,
     reserved: Annotated[Count, typer.Option(help="reserved_connections, PostgreSQL 16+. [default: 0]")] = None,
     head_room: Annotated[int, typer.Option(help="Per cent that stay free.")] = 20,
@@ -57,18 +65,21 @@ def plan(
         bool | None,
         typer.Option(
             "--pgbouncer/--no-pgbouncer",
-            help="Behind PgBouncer in transaction mode. [default: no, or with --live whether DB_HOST is one]",
+            help="Behind PgBouncer in transaction mode. [default: as COMPOSE_PROFILES says, or with --live whether"
+            " DB_HOST is one]",
             show_default=False,
         ),
     ] = None,
-    default_pool_size: Annotated[Count, typer.Option(help="PgBouncer's. [default: 25]")] = None,
-    reserve_pool_size: Annotated[Count, typer.Option(help="PgBouncer's. [default: 5]")] = None,
+    default_pool_size: Annotated[Count, typer.Option(help="[default: PGBOUNCER_DEFAULT_POOL_SIZE]")] = None,
+    reserve_pool_size: Annotated[Count, typer.Option(help="[default: PGBOUNCER_RESERVE_POOL_SIZE]")] = None,
     databases: Annotated[
         Count, typer.Option(help="PgBouncer has a pool for each database and user. [default: 1]")
     ] = None,
     users: Annotated[Count, typer.Option(help="PgBouncer has a pool for each database and user. [default: 1]")] = None,
-    max_client_conn: Annotated[Count, typer.Option(help="PgBouncer's. [default: 1000]")] = None,
-    max_db_connections: Annotated[Count, typer.Option(help="PgBouncer's; 0 = no limit. [default: 0]")] = None,
+    max_client_conn: Annotated[Count, typer.Option(help="[default: PGBOUNCER_MAX_CLIENT_CONN]")] = None,
+    max_db_connections: Annotated[
+        Count, typer.Option(help="0 = no limit. [default: PGBOUNCER_MAX_DB_CONNECTIONS]")
+    ] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Read server, PgBouncer, registry and Redis; options given win.")
     ] = False,
@@ -103,14 +114,18 @@ def plan(
     }
     given = {name: number for name, number in asked_for.items() if number is not None}
     demand = _demand(settings, bot_settings, seen, None if preset is None else PRESETS[preset], given)
+    usual = supply_from(settings)
     supply = Supply(
-        max_connections=_first(max_connections, seen and seen.server.max_connections, 100),
-        superuser_reserved=_first(superuser_reserved, seen and seen.server.superuser_reserved, 3),
-        reserved=_first(reserved, seen and seen.server.reserved, 0),
+        max_connections=_first(max_connections, seen and seen.server.max_connections, usual.max_connections),
+        superuser_reserved=_first(
+            superuser_reserved, seen and seen.server.superuser_reserved, usual.superuser_reserved
+        ),
+        reserved=_first(reserved, seen and seen.server.reserved, usual.reserved),
         head_room_percent=head_room,
         memory_per_connection_mb=memory_per_connection,
     )
     pooler = _pooler(
+        pooler_from(settings),
         seen.pooler if seen else None,
         databases=databases,
         users=users,
@@ -119,14 +134,21 @@ def plan(
         max_client_conn=max_client_conn,
         max_db_connections=max_db_connections,
     )
-    behind_pooler = _first(pgbouncer, seen and seen.pooler is not None, False)
+    behind_pooler = _first(pgbouncer, seen and seen.pooler is not None, goes_through_pooler(settings))
     now = None if seen is None else seen.server.total - 1  # without the connection that asked
-    made = Plan(demand, supply, pooler if behind_pooler else None, now)
+    made = Plan(demand, supply, pooler if behind_pooler else None, now, settings.stack.compose_profiles)
     redis = RedisShare(
         processes=demand.workers + demand.bots + 1,  # the one bot of the overhead
         max_connections=settings.redis.max_connections,
         maxclients=REDIS_MAXCLIENTS if seen is None else seen.maxclients,
     )
+    if pgbouncer is None and seen is None and settings.stack.pgbouncer and not behind_pooler:
+        given_by = "DATABASE_URL" if settings.legacy else "DB_HOST"
+        typer.echo(
+            f"COMPOSE_PROFILES starts PgBouncer, but {given_by} leads past it to {settings.db.addresses}: planned"
+            " without it; --pgbouncer plans with it",
+            err=True,
+        )
     for note in _notes(demand, seen, given, preset):
         typer.echo(note, err=True)
     if plot_ and file is not None:
@@ -200,16 +222,21 @@ def _notes(demand: Demand, seen: Live | None, given: Mapping[str, int], preset: 
 
 
 def _pooler(
-    seen: PoolerReport | DatabaseError | None, *, databases: Count, users: Count, max_client_conn: Count, **given: Count
+    default: Pooler,
+    seen: PoolerReport | DatabaseError | None,
+    *,
+    databases: Count,
+    users: Count,
+    max_client_conn: Count,
+    **given: Count,
 ) -> Pooler:
-    """Each setting by what was asked for, else by what PgBouncer says, else the default.
+    """Each setting by what was asked for, else by what PgBouncer says, else by PGBOUNCER_*.
 
     What was asked for also wins over a database's own setting.
     """
     for option, count in (("--databases", _first(databases, 1)), ("--users", _first(users, 1))):
         if not 1 <= count <= LARGEST_POOL:
             raise PlanError(f"{option} {count} is not from 1 to {LARGEST_POOL}: give so many")
-    default = Pooler()
     read = seen if isinstance(seen, PoolerReport) else None
     usual = {name: _first(value, getattr(read or default, name)) for name, value in given.items()}
     if read is None or databases is not None:

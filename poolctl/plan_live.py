@@ -13,7 +13,6 @@ from db.errors import DatabaseError, PoolerNotRead
 from db.pooler import PoolerReport, is_pooler, read_pooler
 from db.server import ServerReport, connect, read_server
 from fleet.errors import QueueLost, reason
-from fleet.plan_check import is_pooled
 from fleet.queue import address, open_queue
 from fleet.registry import ProcessEntry, read_fleet
 
@@ -69,6 +68,6 @@ async def _read_pooler(settings: Settings, pgbouncer: bool | None) -> PoolerRepo
     except DatabaseError as error:
         # The server has been reached: past DB_HOST, so that is a pooler. Else it was DB_HOST that now fails, and
         # to take it for a pooler would make a fleet fit that does not.
-        if not is_pooled(settings.db):
+        if not settings.db.has_pooler:
             raise
         return error

@@ -51,6 +51,7 @@ def test_error_does_not_start(environ: Environ, spawn: Spawner) -> None:
     small.wait_for(" is up")
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_together_the_last_ones_are_refused(environ: Environ, spawn: Spawner) -> None:
     """Of three of which two fit, started at one moment, two start and one does not."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
@@ -60,6 +61,7 @@ def test_of_processes_that_start_together_the_last_ones_are_refused(environ: Env
     assert sorted(worker.child.exit_code() or 0 for worker in workers) == [0, 0, 3]
 
 
+@pytest.mark.slow
 async def test_a_process_is_counted_while_it_checks(environ: Environ, spawn: Spawner) -> None:
     """A process announces itself before it checks: who starts while it is still checking finds the room taken."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "60", "DB_POOL_MIN": "1", "REDIS_CONNECT_TIMEOUT": "60"}
@@ -87,6 +89,7 @@ async def test_a_process_is_counted_while_it_checks(environ: Environ, spawn: Spa
         assert "cannot tell" not in first.output()
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_replaced_at_once(environ: Environ, spawn: Spawner) -> None:
     """One that was killed on the same host does not take the room of the one that replaces it."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
@@ -100,6 +103,7 @@ def test_a_dead_process_is_replaced_at_once(environ: Environ, spawn: Spawner) ->
 
 
 @pytest.mark.parametrize("lives", [False, True])
+@pytest.mark.slow
 async def test_of_another_host_one_waits_for_a_sign(environ: Environ, spawn: Spawner, lives: bool) -> None:
     """What died elsewhere is waited out; what lives elsewhere shows it, and then the process is refused."""
     async with open_queue(Settings.load("poolctl", environ)) as queue:
@@ -191,6 +195,42 @@ def test_migrate_checks_the_deployment(environ: Environ, spawn: Spawner) -> None
     for workers in ("6", "8"):  # fits, and tight
         done = spawn.run("poolctl", "migrate", environ=too_many | {"WORKERS": workers})
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "way"),
+    [
+        (
+            {"WORKERS": "200", "DB_POOL_MAX": "5"},
+            "× DB_POOL_MAX=5 + 10 overhead = 1010 clients of PgBouncer, PGBOUNCER_MAX_CLIENT_CONN=1000 let in",
+            {"PGBOUNCER_MAX_CLIENT_CONN": "2010"},
+        ),
+        (
+            {"WORKERS": "20", "DB_POOL_MAX": "5", "PGBOUNCER_DEFAULT_POOL_SIZE": "83"},
+            "PgBouncer's PGBOUNCER_DEFAULT_POOL_SIZE=83 + 5 reserve + 10 overhead = 98 connections, available 97 of",
+            {"PGBOUNCER_DEFAULT_POOL_SIZE": "62"},
+        ),
+        (
+            {"WORKERS": "200", "DB_POOL_MAX": "5", "PGBOUNCER_DEFAULT_POOL_SIZE": "90"},
+            "let in, and PgBouncer's PGBOUNCER_DEFAULT_POOL_SIZE=90 + 5 reserve + 10 overhead = 105 connections",
+            {"PGBOUNCER_DEFAULT_POOL_SIZE": "62", "PGBOUNCER_MAX_CLIENT_CONN": "2010"},
+        ),
+    ],
+    ids=["too many clients", "too many connections to the server", "both"],
+)
+def test_migrate_refuses_behind_a_pooler(
+    environ: Environ, spawn: Spawner, settings: dict[str, str], says: str, way: dict[str, str]
+) -> None:
+    """Behind a pooler clients and connections to the server are judged, in one line with a way out that is one."""
+    pooled = {"DB_DIRECT_HOST": "localhost", "DB_DIRECT_PORT": environ["DB_PORT"]}
+    environ |= {"PLAN_CHECK": "error"} | pooled | settings
+    refused = spawn.run("poolctl", "migrate", environ=environ)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (1, "", 1)
+    assert says in refused.stderr
+    assert " ".join(f"{name}={value}" for name, value in way.items()) in refused.stderr
+    assert refused.stderr.endswith("PLAN_CHECK=error, so nothing was migrated\n")
+    done = spawn.run("poolctl", "migrate", environ=environ | way)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

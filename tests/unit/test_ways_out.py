@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from config import Settings, SettingsError
 from fleet.plan import LARGEST_SERVER, Demand, Plan, PooledDatabase, Pooler, Supply, Verdict
-from fleet.plan_inputs import demand_of, from_settings
+from fleet.plan_inputs import demand_of, from_settings, goes_through_pooler, pooler_from, supply_from
 from fleet.ways_out import WayOut, command_of, env_of, ways_out
 from tests.unit.test_plan import plans
 
@@ -45,28 +45,37 @@ def applied(plan: Plan, environ: dict[str, str]) -> Plan:
             "surge": plan.demand.surge,
         }
     )
-    supply = replace(plan.supply, max_connections=int(environ["POSTGRES_MAX_CONNECTIONS"]))
-    if environ.get("COMPOSE_PROFILES") != "pgbouncer":
+    supply = replace(plan.supply, max_connections=supply_from(worker).max_connections)
+    if not goes_through_pooler(worker):
         return Plan(demand, supply)
-    settings = ("default_pool_size", "reserve_pool_size", "max_client_conn", "max_db_connections")
-    numbers = {name: int(environ[f"PGBOUNCER_{name.upper()}"]) for name in settings}
     databases = (PooledDatabase(),) if plan.pooler is None else plan.pooler.databases
-    return Plan(demand, supply, Pooler(databases=databases, **numbers))
+    return Plan(demand, supply, replace(pooler_from(worker), databases=databases))
 
 
 POOL_LINES = [f"{role}DB_POOL_{end}" for role in ("", "WORKER_", "BOT_") for end in ("MIN", "MAX")]
+STACK_LINES = [
+    "POSTGRES_MAX_CONNECTIONS",
+    *(f"PGBOUNCER_{name}" for name in ("DEFAULT_POOL_SIZE", "RESERVE_POOL_SIZE", "MAX_CLIENT_CONN")),
+    "PGBOUNCER_MAX_DB_CONNECTIONS",
+]
+PROFILES = ("pgbouncer", "*", "monitoring", "tools")
 
 
-@given(plan=plans, before=st.dictionaries(st.sampled_from(POOL_LINES), st.integers(1, 60).map(str)))
-def test_ways_out_lead_out(plan: Plan, before: dict[str, str]) -> None:
-    """The lines of each way out, beside whatever pool settings there were, boot a fleet that fits."""
+@given(
+    plan=plans,
+    before=st.dictionaries(st.sampled_from(POOL_LINES + STACK_LINES), st.integers(1, 60).map(str)),
+    profiles=st.lists(st.sampled_from(PROFILES), unique=True).map(tuple),
+)
+def test_ways_out_lead_out(plan: Plan, before: dict[str, str], profiles: tuple[str, ...]) -> None:
+    """The lines of each way out, beside whatever settings and profiles there were, boot a fleet that fits."""
+    before |= {"COMPOSE_PROFILES": ",".join(profiles)}
     try:
         bot = Settings.load("bot", before)
         Settings.load("worker", before)
     except SettingsError:
         return  # no fleet boots with these
     demand = replace(plan.demand, bot_pool_min=bot.db.pool_min, bot_pool_max=bot.db.pool_max)
-    plan = replace(plan, demand=demand)
+    plan = replace(plan, demand=demand, profiles=profiles)
     for each in ways_out(plan):
         assert each.plan.verdict is Verdict.FITS
         assert applied(plan, before | each.env).verdict is Verdict.FITS
@@ -74,6 +83,9 @@ def test_ways_out_lead_out(plan: Plan, before: dict[str, str]) -> None:
         assert each.changes
         assert each.costs
         assert f"worker={plan.demand.workers}" in each.command
+        now = Settings.load("worker", before | each.env).stack
+        assert set(profiles) - {"pgbouncer", "*"} <= set(now.compose_profiles)
+        assert now.pgbouncer is (each.plan.pooler is not None)
 
 
 @given(plan=plans)
@@ -118,6 +130,60 @@ def test_ten_times_ten() -> None:
             "PGBOUNCER_MAX_DB_CONNECTIONS": "0",
         },
     }
+
+
+def test_other_profiles_stay_on() -> None:
+    """To the pooler and away from it, compose's other profiles are kept; without the pooler's nothing is written."""
+    plan = replace(TEN, profiles=("monitoring", "tools"))
+    assert way(plan, POOLER).changes["COMPOSE_PROFILES"] == "monitoring,tools,pgbouncer"
+    assert "COMPOSE_PROFILES" not in way(plan, SMALLER).env
+    leaving = replace(TEN, profiles=("pgbouncer", "monitoring"))
+    assert way(leaving, SMALLER).env["COMPOSE_PROFILES"] == "monitoring"
+    assert way(replace(TEN, profiles=("pgbouncer",)), SMALLER).env["COMPOSE_PROFILES"] == ""
+
+
+def test_defaults_are_the_settings() -> None:
+    """What a plan takes for granted is what the stack is started with where nothing is set."""
+    settings = Settings.load("worker", {})
+    assert (supply_from(settings), pooler_from(settings)) == (Supply(), Pooler())
+
+
+def test_settings_of_the_stack_count() -> None:
+    """Each number comes from its variable."""
+    environ = {
+        "POSTGRES_MAX_CONNECTIONS": "240",
+        "PGBOUNCER_DEFAULT_POOL_SIZE": "31",
+        "PGBOUNCER_RESERVE_POOL_SIZE": "7",
+        "PGBOUNCER_MAX_CLIENT_CONN": "1234",
+        "PGBOUNCER_MAX_DB_CONNECTIONS": "36",
+    }
+    settings = Settings.load("worker", environ)
+    assert supply_from(settings) == Supply(max_connections=240)
+    assert pooler_from(settings) == Pooler(
+        default_pool_size=31, reserve_pool_size=7, max_client_conn=1234, max_db_connections=36
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "through"),
+    [
+        ({}, False),
+        ({"COMPOSE_PROFILES": "pgbouncer"}, True),
+        ({"COMPOSE_PROFILES": "monitoring"}, False),
+        ({"COMPOSE_PROFILES": "pgbouncer", "DB_HOST": "postgres"}, False),
+        ({"COMPOSE_PROFILES": "pgbouncer", "WORKER_DB_HOST": "postgres"}, False),
+        ({"COMPOSE_PROFILES": "pgbouncer", "DATABASE_URL": "postgres://u:p@db/app"}, False),
+        ({"DB_HOST": "pgbouncer", "DB_PORT": "6432"}, True),
+        ({"DB_HOST": "pgbouncer"}, False),
+        ({"DB_HOST": "bouncer", "DB_PORT": "7000", "PGBOUNCER_HOST": "bouncer", "PGBOUNCER_PORT": "7000"}, True),
+        ({"DATABASE_URL": "postgres://u:p@pgbouncer:6432/app"}, True),
+        ({"DB_HOST": "any", "DB_DIRECT_HOST": "postgres"}, True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_who_goes_through_a_pooler(environ: dict[str, str], through: bool) -> None:
+    """The profile decides where DB_HOST is not given; else DB_HOST does, by PgBouncer's address or another server's."""
+    assert goes_through_pooler(Settings.load("worker", environ)) is through
 
 
 def test_a_floor_above_the_new_ceiling_is_lowered() -> None:
