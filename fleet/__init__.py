@@ -7,17 +7,22 @@ async with open_process(settings) as process:       # database, queue and regist
 
 from __future__ import annotations
 
-from fleet.errors import FleetError, QueueLost, QueueUnreachable, RefusedByRedis, WrongRedisPassword
+from fleet.app import App, JobCode
+from fleet.backoff import Backoff
+from fleet.errors import AppRefused, FleetError, QueueLost, QueueUnreachable, RefusedByRedis, WrongRedisPassword
 from fleet.jobs import (
     EXERCISE_POOL,
     PRUNE_SAMPLES,
     SAMPLE_CONNECTIONS,
+    Arguments,
     ExercisePool,
     ExerciseResult,
     Job,
     NoArguments,
+    abort,
     enqueue,
 )
+from fleet.outbox import say
 from fleet.process import Process, open_process
 from fleet.queue import open_queue
 from fleet.registry import JobCounts, ProcessEntry, read_fleet
@@ -27,10 +32,15 @@ __all__ = [
     "EXERCISE_POOL",
     "PRUNE_SAMPLES",
     "SAMPLE_CONNECTIONS",
+    "App",
+    "AppRefused",
+    "Arguments",
+    "Backoff",
     "ExercisePool",
     "ExerciseResult",
     "FleetError",
     "Job",
+    "JobCode",
     "JobCounts",
     "JobFailed",
     "NoArguments",
@@ -40,8 +50,10 @@ __all__ = [
     "QueueUnreachable",
     "RefusedByRedis",
     "WrongRedisPassword",
+    "abort",
     "enqueue",
     "open_process",
     "open_queue",
     "read_fleet",
+    "say",
 ]

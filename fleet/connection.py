@@ -1,4 +1,4 @@
-"""Connections to Redis that can be cancelled."""
+"""Connections to Redis: they can be cancelled, and find a master that moves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import ReadOnlyError
+
+from fleet.sentinel import Master
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection as _Base
+    _Base = Connection
 else:
     _Base = object
 
@@ -29,9 +32,36 @@ class _Cancellable(_Base):
             raise asyncio.CancelledError
 
 
-class PlainConnection(_Cancellable, Connection):
+class _ToMaster(_Base):
+    """Connects to what `master` says is the master now, where there is one to ask, and leaves one that is no more."""
+
+    def __init__(self, *, master: Master | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._master = master
+
+    async def connect(self) -> None:
+        """Called before each use, also of a connection that is there."""
+        if self._master is not None:
+            if self.is_connected:
+                self._master.look_again()
+                if self._master.latest != (self.host, self.port):
+                    await self.disconnect(nowait=True)
+            if not self.is_connected:
+                self.host, self.port = await self._master.address()
+        await super().connect()  # type: ignore[no-untyped-call]
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*arguments, **options)
+        except ReadOnlyError:
+            if self._master is not None:
+                await self.disconnect(nowait=True)  # it was demoted; the next use asks who is the master now
+            raise
+
+
+class PlainConnection(_Cancellable, _ToMaster, Connection):
     """Over TCP."""
 
 
-class TLSConnection(_Cancellable, SSLConnection):
+class TLSConnection(_Cancellable, _ToMaster, SSLConnection):
     """Over TLS."""

@@ -38,6 +38,12 @@ def reason(error: BaseException) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
+class AppRefused(FleetError):
+    """APP names a module that is not there, cannot be imported, or declares what cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
 class ExerciseStopped(FleetError):
     """Not all jobs of an exercise are done, and waiting on makes no sense."""
 

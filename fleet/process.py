@@ -11,6 +11,7 @@ from arq.connections import ArqRedis
 
 from config import Settings
 from db.database import Database, open_database
+from fleet.app import App, load_app
 from fleet.plan_check import check_plan
 from fleet.queue import open_queue
 from fleet.registry import Identity, JobCounts, Registry
@@ -26,6 +27,7 @@ class Process:
     database: Database
     queue: ArqRedis
     registry: Registry
+    app: App
 
     @property
     def id(self) -> str:
@@ -42,13 +44,14 @@ async def open_process(
     Tortoise's models work in the calling task and in all tasks that it starts inside. `job_counts` is asked for the
     jobs of this process at each heartbeat. Raises DatabaseError or FleetError, with nothing left open.
     """
+    app = load_app(settings)
     for warning in settings.warnings:
         logger.warning("%s", warning)
     logger.info("%s", settings.pool_line())
-    async with open_database(settings) as database, open_queue(settings) as queue:
+    async with open_database(settings, apps=app.tables) as database, open_queue(settings) as queue:
         registry = Registry(queue, Identity.own(settings.role), database.pool_snapshot, job_counts)
         async with registry.announced():
             await check_plan(settings, database, queue, registry.identity)
             logger.info("%s is up", registry.identity.id)
-            yield Process(settings, database, queue, registry)
+            yield Process(settings, database, queue, registry, app)
     logger.info("%s is down", registry.identity.id)

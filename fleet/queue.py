@@ -22,6 +22,7 @@ from config import Settings
 from config.groups import RedisSettings
 from fleet.connection import PlainConnection, TLSConnection
 from fleet.errors import FleetError, QueueUnreachable, RefusedByRedis, WrongRedisPassword, reason
+from fleet.sentinel import Master
 from fleet.wire import dumps, loads
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 RETRY_DELAY_S = 0.1  # doubled after each failed attempt
 LONGEST_RETRY_DELAY_S = 1.0
 CLOSE_TIMEOUT_S = 1.0
+_WHERE = {False: "REDIS_HOST and REDIS_PORT", True: "REDIS_SENTINELS and REDIS_SENTINEL_MASTER"}
 
 
 @asynccontextmanager
@@ -38,20 +40,23 @@ async def open_queue(settings: Settings) -> AsyncIterator[ArqRedis]:
     A server that does not answer is tried again until REDIS_CONNECT_TIMEOUT is over. Raises QueueUnreachable,
     WrongRedisPassword or RefusedByRedis, with nothing left open.
     """
-    queue = _client(settings)
+    master = Master(settings.redis) if settings.redis.sentinels else None
+    queue = _client(settings, master)
     try:
         await _wait_until_ready(queue, settings.redis)
         yield queue
     finally:
-        await _close(queue)
+        await _close(queue, master)
 
 
 def address(redis: RedisSettings) -> str:
     """Who and where, for messages: `default@localhost:6379/0`. Without the password."""
+    if redis.sentinels:
+        return f"{redis.username or 'default'}@{redis.sentinel_master}/{redis.db} (by {','.join(redis.sentinels)})"
     return f"{redis.username or 'default'}@{redis.host}:{redis.port}/{redis.db}"
 
 
-def _client(settings: Settings) -> ArqRedis:
+def _client(settings: Settings, master: Master | None) -> ArqRedis:
     redis = settings.redis
     options: dict[str, Any] = {
         "host": redis.host,
@@ -66,6 +71,7 @@ def _client(settings: Settings) -> ArqRedis:
         "socket_keepalive": True,
         "health_check_interval": redis.health_check_interval,
         "connection_class": PlainConnection,
+        "master": master,
     }
     if redis.tls:
         # redis-py verifies a certificate's chain by default, but not the name on it.
@@ -93,7 +99,7 @@ async def _wait_until_ready(queue: ArqRedis, redis: RedisSettings) -> None:
             if loop.time() + delay >= deadline:
                 raise QueueUnreachable(
                     f"Redis at {address(redis)} is unreachable, tried for {redis.connect_timeout:g} s "
-                    f"({reason(error)}): start it, or check REDIS_HOST and REDIS_PORT"
+                    f"({reason(error)}): start it, or check {_WHERE[bool(redis.sentinels)]}"
                 ) from None
         await asyncio.sleep(delay)
         delay = min(delay * 2, LONGEST_RETRY_DELAY_S)
@@ -111,10 +117,12 @@ def _refusal(error: Exception, redis: RedisSettings) -> FleetError | None:
     return None
 
 
-async def _close(queue: ArqRedis) -> None:
+async def _close(queue: ArqRedis, master: Master | None) -> None:
     """Close what was opened; a server that is gone or frozen must not hold up the end of the process."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await queue.aclose(close_connection_pool=True)
+            if master is not None:
+                await master.close()
     except (RedisError, OSError) as error:
         logger.warning("closing the connections to Redis failed: %s", reason(error))

@@ -6,29 +6,35 @@ nor exceptions: a tuple arrives as a list, and a job's exception as `JobFailed`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import traceback
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+
+LONGEST_TRACEBACK = 20_000  # characters; the end of it says most
 
 
 class JobFailed(Exception):
-    """A job raised an exception in the worker that ran it; `type` and `message` are that exception's."""
+    """A job raised an exception in the worker that ran it: its `type`, `message` and `traceback` (None: not known)."""
 
-    def __init__(self, type: str, message: str) -> None:  # noqa: A002 the word that is on the wire
+    def __init__(self, type: str, message: str, traceback: str | None = None) -> None:  # noqa: A002 the word on the wire
         super().__init__(f"{type}: {message}" if message else type)
         self.type = type
         self.message = message
+        self.traceback = traceback
 
 
 def dumps(value: Any) -> bytes:
     """`value` as JSON in UTF-8; arq's `job_serializer`.
 
-    pydantic models become objects, exceptions `{"type": …, "message": …}`. Raises TypeError for anything else that
-    JSON lacks, ValueError for NaN and infinity.
+    pydantic models and dataclasses become objects, exceptions `{"type": …, "message": …, "traceback": …}`. Raises
+    TypeError for anything else that JSON lacks, ValueError for NaN and infinity.
     """
     text = json.dumps(value, default=_encode, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode()
+    # A lone surrogate, as in the text of an error about a file's name, is no UTF-8: it is escaped.
+    return text.encode(errors="backslashreplace")
 
 
 def loads(raw: bytes) -> Any:
@@ -36,16 +42,34 @@ def loads(raw: bytes) -> Any:
 
     Where `raw` is arq's record of a job that failed, its result is a `JobFailed`, which arq's `Job.result()` raises.
     """
-    value = json.loads(raw)
+    try:
+        value = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     # arq's record of a result: "s" says whether the job succeeded, "r" is what it returned or raised.
     if isinstance(value, dict) and value.get("s") is False and isinstance(value.get("r"), dict):
-        value["r"] = JobFailed(str(value["r"].get("type")), str(value["r"].get("message", "")))
+        error = value["r"]
+        value["r"] = JobFailed(str(error.get("type")), str(error.get("message", "")), error.get("traceback"))
     return value
+
+
+def describe_error(error: BaseException) -> dict[str, str | None]:
+    """`{"type": …, "message": …, "traceback": …}` of an exception; the traceback is None for one never raised."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its text cannot be made)"
+    if error.__traceback__ is None:
+        return {"type": type(error).__name__, "message": message, "traceback": None}
+    text = "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": message, "traceback": text[-LONGEST_TRACEBACK:]}
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, BaseException):
-        return {"type": type(value).__name__, "message": str(value)}
+        return describe_error(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} is not JSON: give a pydantic model, or plain values")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return TypeAdapter(type(value)).dump_python(value, mode="json")
+    raise TypeError(f"{type(value).__name__} is not JSON: give a pydantic model, a dataclass, or plain values")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from worker.runner import build_worker, run_worker
+from worker.runner import build_loop, run_worker
 
-__all__ = ["build_worker", "run_worker"]
+__all__ = ["build_loop", "run_worker"]

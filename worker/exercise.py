@@ -18,7 +18,7 @@ from pool import recording
 
 
 class ExerciseFailed(Exception):
-    """Not one unit of an exercise succeeded; the text is the first unit's error."""
+    """Not one unit of an exercise succeeded; the text is the first unit's error, which is its cause."""
 
 
 async def exercise_pool(process: Process, arguments: ExercisePool) -> ExerciseResult:
@@ -37,13 +37,14 @@ async def exercise_pool(process: Process, arguments: ExercisePool) -> ExerciseRe
                 tasks.create_task(_run_units(units, arguments.hold_ms / 1000, tally))
     elapsed_s = time.perf_counter() - started
     if tally.errors == arguments.queries:
-        raise ExerciseFailed(f"all {tally.errors} units failed, the first one with {tally.first_error}")
+        failed = tally.first_error
+        raise ExerciseFailed(f"all {tally.errors} units failed, the first one with {_told(failed)}") from failed
     return ExerciseResult(
         process=process.id,
         reads=tally.reads,
         transactions=tally.transactions,
         errors=tally.errors,
-        first_error=tally.first_error,
+        first_error=None if tally.first_error is None else _told(tally.first_error),
         elapsed_ms=elapsed_s * 1000,
         checkouts=len(recorded.waits),
         wait_p50_ms=percentile(recorded.waits, 50) * 1000,
@@ -72,7 +73,11 @@ class _Tally:
     reads: int = 0
     transactions: int = 0
     errors: int = 0
-    first_error: str | None = None
+    first_error: Exception | None = None
+
+
+def _told(error: Exception | None) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 async def _run_units(units: Iterator[int], hold_s: float, tally: _Tally) -> None:
@@ -90,7 +95,7 @@ async def _run_units(units: Iterator[int], hold_s: float, tally: _Tally) -> None
                 raise asyncio.CancelledError from error
             tally.errors += 1
             if tally.first_error is None:
-                tally.first_error = f"{type(error).__name__}: {error}"
+                tally.first_error = error
 
 
 async def _read() -> None:

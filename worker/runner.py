@@ -1,102 +1,93 @@
-"""The worker's process: the jobs of the contract, bound to their code and run by arq."""
+"""The worker's process: the jobs of the contract and of the app, bound to their code."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from datetime import UTC
-from typing import Any, TypeVar
-
-from arq.cron import cron
-from arq.typing import WorkerCoroutine
-from arq.worker import Worker, func
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+from uuid import uuid4
 
 from config import Settings
 from config.exit_codes import ExitCode
-from fleet.jobs import EXERCISE_POOL, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, Arguments, Job
+from fleet.claims import Claims
+from fleet.jobs import EXERCISE_POOL, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, Job, NoArguments
 from fleet.process import Process, open_process
 from fleet.queue import address
 from fleet.registry import JobCounts
-from fleet.wire import dumps, loads
 from worker.exercise import exercise_pool
-from worker.sampling import SAMPLE_SECONDS, SAMPLE_TIMEOUT_S, prune_samples, sample_connections
+from worker.job_loop import JobLoop
+from worker.job_run import Handler, Hooks
+from worker.outage import Outage
+from worker.sampling import SAMPLE_SECONDS, prune_samples, sample_connections
+from worker.schedule import Schedule, Scheduled, Times
 from worker.serving import serve
+from worker.verdict import Limits
 
-# So long a scheduled job's result blocks a second run by a worker whose clock or event loop is late.
-CRON_RESULT_KEPT_S = 300.0
-HEALTH_KEY_INTERVAL_S = 30.0  # of arq's own health key; `--health` asks the registry
+SCHEDULED = (
+    Scheduled(SAMPLE_CONNECTIONS, NoArguments(), Times(second=SAMPLE_SECONDS)),
+    Scheduled(PRUNE_SAMPLES, NoArguments(), Times(hour=frozenset({3}), minute=frozenset({17}))),
+)
 
-A = TypeVar("A", bound=Arguments)
+A = TypeVar("A")
 R = TypeVar("R")
 
 
-async def run_worker(settings: Settings) -> ExitCode:
-    """Take jobs from the queue until SIGTERM or SIGINT. Raises DatabaseError or FleetError."""
-    worker: Worker | None = None
+async def run_worker(settings: Settings, *, burst: bool = False) -> ExitCode:
+    """Take jobs from the queue until SIGTERM or SIGINT, or in a burst until no job is due.
+
+    Raises DatabaseError or FleetError.
+    """
+    jobs: JobLoop | None = None
 
     def job_counts() -> JobCounts:
-        return JobCounts() if worker is None else _job_counts(worker)
+        return JobCounts() if jobs is None else jobs.counts
 
     async with open_process(settings, job_counts=job_counts) as process:
-        worker = build_worker(process)
-        await serve(worker, settings.worker.shutdown_grace, address(settings.redis))
+        handlers = [*own_handlers(process), *(handler(each.job, each.code, process) for each in process.app.jobs)]
+        jobs = build_loop(process, handlers, SCHEDULED, burst=burst)
+        await serve(jobs, settings.worker.shutdown_grace)
     return ExitCode.OK
 
 
-def build_worker(process: Process) -> Worker:
-    """An arq worker on the process's own connections; it handles no signals and is not to be closed by arq.
+def own_handlers(process: Process) -> list[Handler]:
+    """The jobs of this project."""
+    return [
+        handler(EXERCISE_POOL, exercise_pool, process),
+        handler(SAMPLE_CONNECTIONS, sample_connections, process),
+        handler(PRUNE_SAMPLES, prune_samples, process),
+    ]
 
-    No function has a timeout above WORKER_JOB_TIMEOUT: the greatest one + 10 s is how long the job of a killed worker
-    waits for the next one.
-    """
-    settings = process.settings.worker
-    return Worker(
-        functions=[func(_bind(EXERCISE_POOL, exercise_pool, process), name=EXERCISE_POOL.name)],
-        cron_jobs=[
-            cron(
-                _bind(SAMPLE_CONNECTIONS, sample_connections, process),
-                name=SAMPLE_CONNECTIONS.name,
-                second=set(SAMPLE_SECONDS),
-                timeout=min(SAMPLE_TIMEOUT_S, settings.job_timeout),
-                keep_result=CRON_RESULT_KEPT_S,
-                max_tries=settings.max_tries,
-            ),
-            cron(
-                _bind(PRUNE_SAMPLES, prune_samples, process),
-                name=PRUNE_SAMPLES.name,
-                hour=3,
-                minute=17,
-                keep_result=CRON_RESULT_KEPT_S,
-                max_tries=settings.max_tries,
-            ),
-        ],
-        timezone=UTC,  # the same times for workers of all time zones
-        redis_pool=process.queue,
-        queue_name=settings.queue,
-        job_serializer=dumps,
-        job_deserializer=loads,
-        handle_signals=False,
+
+def handler(job: Job[A, R], code: Callable[[Process, A], Awaitable[R]], process: Process) -> Handler:
+    """The code of `job`, run in `process`."""
+
+    async def call(arguments: A) -> R:
+        return await code(process, arguments)
+
+    return Handler(job, call)
+
+
+def build_loop(
+    process: Process,
+    handlers: Sequence[Handler],
+    scheduled: Sequence[Scheduled] = (),
+    *,
+    hooks: Hooks | None = None,
+    burst: bool = False,
+) -> JobLoop:
+    """A loop on the process's own connections, with the limits of its settings. It handles no signals."""
+    settings, redis = process.settings.worker, process.queue
+    # Each process in a container has pid 1, and the host's name may be its predecessor's, too.
+    owner = f"{process.id}/{uuid4().hex[:12]}"
+    return JobLoop(
+        redis,
+        Claims(redis, owner, lease_s=settings.lease, largest_payload=settings.max_payload),
+        {each.job.name: each for each in handlers},
+        Schedule(redis, scheduled),
+        Outage(address(process.settings.redis)),
+        Limits(timeout_s=settings.job_timeout, tries=settings.max_tries, excused=settings.outage_tries),
         max_jobs=settings.max_jobs,
-        job_timeout=settings.job_timeout,
-        max_tries=settings.max_tries,
-        poll_delay=settings.poll_delay,
-        health_check_key=f"{settings.queue}:health-check:{process.id}",
-        health_check_interval=HEALTH_KEY_INTERVAL_S,
-    )
-
-
-def _bind(job: Job[A, R], code: Callable[[Process, A], Awaitable[R]], process: Process) -> WorkerCoroutine:
-    """What arq calls for `job`: checks the arguments from the wire, and runs `code` in this process."""
-
-    async def run(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> R:
-        return await code(process, job.read_arguments(kwargs))
-
-    return run
-
-
-def _job_counts(worker: Worker) -> JobCounts:
-    return JobCounts(
-        running=sum(not task.done() for task in worker.tasks.values()),
-        complete=worker.jobs_complete,
-        failed=worker.jobs_failed,
-        retried=worker.jobs_retried,
+        # It waits in a command of Redis, which must have an answer within the time-out of commands.
+        look_s=min(settings.poll_delay, process.settings.redis.socket_timeout / 2),
+        hooks=hooks,
+        burst=burst,
     )

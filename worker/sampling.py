@@ -10,7 +10,6 @@ from fleet.jobs import NoArguments
 from fleet.process import Process
 
 SAMPLE_SECONDS = frozenset({0, 30})  # of each minute
-SAMPLE_TIMEOUT_S = 25.0  # less than the time to the next one
 KEPT = timedelta(days=7)
 
 

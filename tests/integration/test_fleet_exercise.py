@@ -55,7 +55,7 @@ async def test_failed_jobs_are_counted(queue: ArqRedis, spawn: Spawner, environ:
     spawn("worker", environ=environ | {"WORKER_JOB_TIMEOUT": "0.2"}).wait_for(" is up")
     exercise = Exercise(queue, 2, ExercisePool(queries=2, concurrency=1, hold_ms=5_000))
     assert (await follow(exercise))[-1] == 2
-    assert [failure.split(":")[0] for failure in exercise.failures] == ["TimeoutError", "TimeoutError"]
+    assert [failure.split(":")[0] for failure in exercise.failures] == ["JobTimeout", "JobTimeout"]
     assert not exercise.results
 
 

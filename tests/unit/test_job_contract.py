@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
 import pytest
+from arq.jobs import deserialize_job
 from pydantic import ValidationError
 
-from fleet.jobs import EXERCISE_POOL, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, ExercisePool, ExerciseResult, NoArguments
+from fleet.jobs import (
+    EXERCISE_POOL,
+    PRUNE_SAMPLES,
+    SAMPLE_CONNECTIONS,
+    ExercisePool,
+    ExerciseResult,
+    Job,
+    NoArguments,
+    job_payload,
+)
 from fleet.wire import dumps, loads
 from worker.exercise import percentile
 
@@ -91,3 +104,35 @@ def test_a_job_without_arguments_refuses_some() -> None:
 def test_percentile(values: list[float], percent: float, expected: float) -> None:
     """The p-th percentile is the smallest value that at least p percent of all values do not exceed."""
     assert percentile(values, percent) == expected
+
+
+@dataclass(frozen=True)
+class Point:
+    """Arguments as a plain dataclass."""
+
+    x: int
+    at: datetime | None = None
+
+
+POINT = Job("point", Point, Point)
+
+
+def test_a_dataclass_is_a_contract() -> None:
+    """Arguments and results may be plain dataclasses, which arrive as such."""
+    point = Point(3, datetime(2030, 1, 1, tzinfo=UTC))
+    assert POINT.read_arguments(loads(dumps(POINT.write_arguments(point)))) == point
+    assert POINT.read_result(loads(dumps(point))) == point
+
+
+def test_a_wrong_dataclass_fails_at_the_caller() -> None:
+    """A dataclass does not check its fields; enqueueing does."""
+    with pytest.raises(ValidationError, match="x"):
+        job_payload(POINT, Point("three"))  # type: ignore[arg-type] # what the test is about
+    with pytest.raises(TypeError, match="job point takes Point, not NoArguments"):
+        job_payload(POINT, NoArguments())  # type: ignore[arg-type] # what the test is about
+
+
+def test_a_payload_is_arqs() -> None:
+    """What is enqueued is what arq's own client would write, so that arq's tools can read it."""
+    definition = deserialize_job(job_payload(EXERCISE_POOL, ExercisePool(queries=3)), deserializer=loads)
+    assert (definition.function, definition.args, definition.kwargs["queries"]) == ("exercise_pool", [], 3)

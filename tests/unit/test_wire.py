@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 from arq.jobs import deserialize_result, serialize_job, serialize_result
@@ -63,10 +65,46 @@ def test_pickle_is_not_read() -> None:
 def test_a_failed_jobs_exception_reaches_the_caller() -> None:
     """The record that arq makes of an exception is JSON, and is read back as JobFailed with its type and message."""
     raw = _result(success=False, result=KeyError("missing"))
-    assert json.loads(raw)["r"] == {"type": "KeyError", "message": "'missing'"}
+    assert json.loads(raw)["r"] == {"type": "KeyError", "message": "'missing'", "traceback": None}
     failure = deserialize_result(raw, deserializer=loads).result
     assert isinstance(failure, JobFailed)
     assert (failure.type, failure.message, str(failure)) == ("KeyError", "'missing'", "KeyError: 'missing'")
+
+
+def test_a_traceback_reaches_the_caller() -> None:
+    """Of an exception that was raised the caller gets the traceback, its causes included, and the end of a long one."""
+    try:
+        raise KeyError("missing") from ValueError("x" * 30_000)
+    except KeyError as error:
+        failure = deserialize_result(_result(success=False, result=error), deserializer=loads).result
+    assert failure.traceback.endswith("KeyError: 'missing'\n")
+    assert "test_a_traceback_reaches_the_caller" in failure.traceback
+    assert len(failure.traceback) <= 20_000
+
+
+class Awkward(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [Awkward(), OSError("no file \udcff")], ids=["without text", "lone surrogate"])
+def test_any_error_can_be_sent(error: Exception) -> None:
+    """An error that cannot be written as it is does not keep a job's end from being recorded."""
+    failure = deserialize_result(_result(success=False, result=error), deserializer=loads).result
+    assert failure.type == type(error).__name__
+
+
+def test_dataclasses_arrive_as_objects() -> None:
+    """A dataclass is sent as its fields."""
+
+    @dataclass
+    class Point:
+        x: int
+        at: datetime
+
+    assert loads(dumps(Point(1, datetime(2030, 1, 1, tzinfo=UTC)))) == {"x": 1, "at": "2030-01-01T00:00:00Z"}
 
 
 def test_a_result_that_looks_like_a_failure_is_left_alone() -> None:

@@ -1,0 +1,67 @@
+"""What the bot is to say without having been asked, in the database until it has been said.
+
+A job says something in the transaction in which it does its work, so that both happen or neither. Then any bot of the
+chat's transport takes it, says it, and deletes it. A bot that dies in between leaves it to the next one after LEASE_S:
+everything is said once at least, and twice only where a bot died, or lost the answer, just when it had said it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tortoise.backends.asyncpg.client import AsyncpgDBClient
+
+from db.models import Outgoing
+
+LEASE_S = 30.0
+
+_TAKE = f"""
+    WITH free AS (
+        SELECT id FROM fleet_outgoing
+        WHERE split_part(chat, ':', 1) = $1 AND chat <> ALL ($2::text[])
+          AND (taken IS NULL OR taken < now() - interval '{LEASE_S} s')
+        ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE fleet_outgoing AS outgoing SET taken = now() FROM free WHERE outgoing.id = free.id
+    RETURNING outgoing.id, chat, text
+"""  # noqa: S608 - a constant
+_RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[])"
+
+
+async def say(chat: str, text: str) -> None:
+    """Have the bot say `text` in `chat`, which is the `chat` of a message that the bot got.
+
+    Inside a transaction, as it ends. Needs an open process; raises what the pool and the driver do.
+    """
+    await Outgoing.create(chat=chat, text=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One thing to be said, taken by this process."""
+
+    id: int
+    chat: str
+    text: str
+
+
+class Outbox:
+    """What is to be said in the chats of one transport, "telegram" or "console"."""
+
+    def __init__(self, client: AsyncpgDBClient, transport: str) -> None:
+        self._client = client
+        self._transport = transport
+
+    async def take(self, most: int, *, busy: Sequence[str] = ()) -> list[Said]:
+        """Up to `most` of it, the oldest first, nothing for the `busy` chats. To be renewed within LEASE_S."""
+        _, rows = await self._client.execute_query(_TAKE, [self._transport, list(busy), most])
+        return sorted((Said(**row) for row in rows), key=lambda said: said.id)
+
+    async def renew(self, taken: Sequence[Said]) -> None:
+        """Keep it from other processes for another LEASE_S."""
+        await self._client.execute_query(_RENEW, [[said.id for said in taken]])
+
+    async def remove(self, said: Said) -> None:
+        """It has been said, or never can be."""
+        await Outgoing.filter(id=said.id).delete()

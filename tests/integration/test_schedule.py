@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from arq.connections import ArqRedis
+
+from config import Settings
+from fleet.jobs import PRUNE_SAMPLES, SAMPLE_CONNECTIONS, NoArguments
+from fleet.queue import open_queue
+from tests.waiting import until
+from worker.schedule import Schedule, Scheduled, Times
+
+EVERY_SECOND = Scheduled(SAMPLE_CONNECTIONS, NoArguments(), Times(second=frozenset(range(60))))
+
+
+@pytest.fixture
+async def queue(environ: dict[str, str]) -> AsyncIterator[ArqRedis]:
+    async with open_queue(Settings.load("worker", environ)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("times", "moment", "expected"),
+    [
+        (Times(second=frozenset({0, 30})), "10:00:00", "10:00:30"),
+        (Times(second=frozenset({0, 30})), "10:00:29.999999", "10:00:30"),
+        (Times(second=frozenset({0, 30})), "10:00:30", "10:01:00"),
+        (Times(second=frozenset({0, 30})), "10:59:59", "11:00:00"),
+        (Times(minute=frozenset({17}), hour=frozenset({3})), "03:16:59.5", "03:17:00"),
+        (Times(minute=frozenset({17}), hour=frozenset({3})), "02:00:00", "03:17:00"),
+        (Times(second=frozenset(range(60))), "10:00:00.5", "10:00:01"),
+    ],
+)
+def test_times(times: Times, moment: str, expected: str) -> None:
+    """The next time of a schedule is the first one after the moment, to the second."""
+    at = datetime.fromisoformat(f"2030-01-01T{moment}").replace(tzinfo=UTC)
+    assert times.after(at) == datetime.fromisoformat(f"2030-01-01T{expected}").replace(tzinfo=UTC)
+
+
+async def test_many_workers_enqueue_a_run_once(queue: ArqRedis) -> None:
+    """Of ten workers one enqueues the run of each second, and none is left out."""
+    schedules = [Schedule(queue, [EVERY_SECOND]) for _ in range(10)]
+    tasks = [asyncio.create_task(_keep(schedule)) for schedule in schedules]
+    seconds = await until(lambda: _enqueued(queue, 4), what="four runs")
+    for task in tasks:
+        task.cancel()
+    assert seconds == list(range(seconds[0], seconds[0] + len(seconds)))
+
+
+async def test_a_late_worker_enqueues_nothing_twice(queue: ArqRedis) -> None:
+    """A worker that was asleep when a run was due leaves it to the one that took it, though that run is long over."""
+    late, punctual = Schedule(queue, [EVERY_SECOND]), Schedule(queue, [EVERY_SECOND])
+    await late.enqueue_due()
+    keeping = asyncio.create_task(_keep(punctual))
+    seconds = await until(lambda: _enqueued(queue, 2), what="two runs")
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    await queue.delete("arq:queue", *[f"arq:job:sample_connections:{second}000" for second in seconds])
+    await late.enqueue_due()
+    assert set(await _enqueued(queue, 0)) & set(seconds) == set()
+
+
+async def test_a_run_that_is_long_past_is_left_out(queue: ArqRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """What was due more than a minute ago is told of, not run."""
+    schedule = Schedule(queue, [Scheduled(PRUNE_SAMPLES, NoArguments(), Times(second=frozenset(range(60))))])
+    await schedule.enqueue_due()
+    schedule._next["prune_samples"] = datetime(2020, 1, 1, tzinfo=UTC)  # as after a laptop's sleep
+    assert 0 < await schedule.enqueue_due() <= 1
+    assert "prune_samples at 2020-01-01 00:00:00+00:00 is left out" in caplog.text
+    assert await queue.zcard("arq:queue") == 0
+
+
+async def _keep(schedule: Schedule) -> None:
+    while True:
+        nap_s = await schedule.enqueue_due()
+        await asyncio.sleep(nap_s)
+
+
+async def _enqueued(queue: ArqRedis, least: int) -> list[int]:
+    """The seconds for which runs are on the queue; none before there are so many."""
+    ids = [raw.decode() for raw in await queue.zrange("arq:queue", 0, -1)]
+    seconds = [int(job_id.rpartition(":")[2]) // 1000 for job_id in ids]
+    assert len(set(seconds)) == len(seconds)
+    return sorted(seconds) if len(seconds) >= least else []

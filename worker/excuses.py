@@ -1,0 +1,41 @@
+"""Errors that are not the job's fault: what it stands on was away, and may be back at its next try."""
+
+from __future__ import annotations
+
+import asyncpg
+from redis.exceptions import BusyLoadingError, ReadOnlyError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from tortoise.exceptions import DBConnectionError
+
+from db.errors import classify
+from pool.errors import PoolSaturated, PoolTimeout
+
+_POOL_FULL = (PoolTimeout, PoolSaturated)
+# Never plain OSError or TimeoutError: those may come from whatever else a job talks to.
+_DATABASE = (
+    DBConnectionError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+_REDIS = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError)
+
+
+def excuse(error: BaseException) -> str | None:
+    """Why `error` is not the job's fault, in a few words; None where it is.
+
+    An error raised from another one has that one's excuse, a group of errors needs one for each.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        each = [excuse(inner) for inner in error.exceptions]
+        return each[0] if all(each) else None
+    if isinstance(error, _POOL_FULL):
+        return "the pool was full"
+    if isinstance(error, _DATABASE):
+        return "the database was away" if classify(error, "").transient else None
+    if isinstance(error, _REDIS):
+        return "Redis was away"
+    return None if error.__cause__ is None else excuse(error.__cause__)
