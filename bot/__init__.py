@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bot.command import Command, Message, Reply, Request
 from bot.commands import commands
 from bot.errors import BadArguments
-from bot.router import Command, Message, Reply, Request, Router
+from bot.router import Router
 from bot.runner import run_bot
 from bot.transport import Transport, choose_transport
 

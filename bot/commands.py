@@ -1,25 +1,26 @@
-"""What operators may ask: /status, /connections, /exercise."""
+"""What operators may ask: the list of all commands, and those about the fleet and this bot."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import asyncpg
-from redis.exceptions import RedisError
-
+from bot.command import Command, Reply, Request
 from bot.errors import BadArguments
-from bot.router import Command, Reply, Request
+from bot.explain_command import explain_command
+from bot.jobs_command import jobs_command
+from bot.outage import asking_database, asking_redis
 from bot.sessions import read_sessions
+from bot.subscribers import subscribe, unsubscribe
 from bot.table import table
-from db.errors import classify
-from db.server import ServerReport, read_server, target
-from fleet.errors import ExerciseStopped, QueueLost
+from config.effective import effective_settings
+from config.errors import shown
+from db.server import ServerReport, read_server
+from fleet.errors import ExerciseStopped
 from fleet.exercise import Exercise, summary
 from fleet.jobs import ExercisePool
 from fleet.process import Process
-from fleet.queue import address
 from fleet.registry import ProcessEntry, read_fleet
 
 DEFAULT_JOBS, MOST_JOBS = 10, 1000
@@ -30,14 +31,42 @@ def commands(process: Process) -> list[Command]:
     """The commands of an open process, for a Router."""
     operator = _Operator(process)
     return [
-        Command("status", "processes, their pools, and connections against the limit", operator.status),
-        Command("connections", "connections by application and state", operator.connections),
+        Command(
+            "status",
+            "processes, their pools, and connections against the limit",
+            operator.status,
+            details="Of each process: connections in use, open, and how many there may be; jobs now, done and failed.",
+        ),
+        Command(
+            "connections",
+            "connections by application and state",
+            operator.connections,
+            details="As the database server counts them, those of other programs too.",
+        ),
+        jobs_command(process),
         Command(
             "exercise",
             f"run n exercise jobs (1 to {MOST_JOBS}, otherwise {DEFAULT_JOBS}) on the workers",
             operator.exercise,
             arguments="[n]",
+            details="Each job works the pool of its worker hard: 25 reads and 25 transactions, several at once.",
+            deadline_s=EXERCISE_DEADLINE_S + 30.0,
         ),
+        explain_command(process),
+        Command(
+            "settings",
+            "settings of this bot, secrets masked, and where each came from",
+            operator.settings,
+            arguments="[part of a name]",
+            details="With part of a name only those: /settings pool_max. Workers may have others of their own.",
+        ),
+        Command(
+            "subscribe",
+            "send alerts to this chat",
+            operator.subscribe,
+            details="Alerts say when connections run out, a process is missing, or jobs wait for too long.",
+        ),
+        Command("unsubscribe", "send no alerts to this chat", operator.unsubscribe, details="Undoes /subscribe."),
     ]
 
 
@@ -47,7 +76,7 @@ class _Operator:
 
     async def status(self, _: Request) -> AsyncGenerator[Reply, None]:
         """Two replies, so that one is seen also when Redis or the database is away."""
-        with self._asking_redis():
+        with asking_redis(self._process.settings):
             entries = await read_fleet(self._process.queue)
         yield Reply(fleet_table(entries), monospace=True)
         async with self._connection() as connection:
@@ -67,7 +96,7 @@ class _Operator:
         exercise = Exercise(self._process.queue, jobs, ExercisePool())
         yield Reply(f"0 of {jobs} done", progress=True)
         stopped = None
-        with self._asking_redis():
+        with asking_redis(self._process.settings):
             try:
                 async with aclosing(exercise.follow(deadline_s=EXERCISE_DEADLINE_S)) as counts:
                     async for done in counts:
@@ -79,22 +108,36 @@ class _Operator:
         if stopped is not None:
             yield Reply(f"/exercise: {stopped}")
 
+    async def settings(self, request: Request) -> AsyncGenerator[Reply, None]:
+        """One line for each setting with the words in its name."""
+        part = request.arguments.upper()
+        rows = [
+            (setting.variable, shown(setting.text), setting.origin)
+            for setting in effective_settings(self._process.settings)
+            if part in setting.variable
+        ]
+        if not rows:
+            raise BadArguments(f"no setting has {shown(request.arguments)} in its name")
+        yield Reply(table(rows, header=("variable", "value", "from")), monospace=True)
+
+    async def subscribe(self, request: Request) -> AsyncGenerator[Reply, None]:
+        """Whether that was new."""
+        with asking_database(self._process.settings):
+            new = await subscribe(request.message.chat)
+        yield Reply("This chat gets alerts from now on." if new else "This chat gets alerts already.")
+
+    async def unsubscribe(self, request: Request) -> AsyncGenerator[Reply, None]:
+        """Whether there was anything to undo."""
+        with asking_database(self._process.settings):
+            had = await unsubscribe(request.message.chat)
+        yield Reply("This chat gets no alerts any more." if had else "This chat did not get alerts.")
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        """A connection of this process's pool. Raises DatabaseError, PoolTimeout for a pool that is empty."""
-        try:
+        """A connection of this process's pool. Raises DatabaseError, PoolTimeout where none is free."""
+        with asking_database(self._process.settings):
             async with self._process.database.client.acquire_connection() as connection:
                 yield connection
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            raise classify(error, target(self._process.settings)) from error
-
-    @contextmanager
-    def _asking_redis(self) -> Iterator[None]:
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            redis = address(self._process.settings.redis)
-            raise QueueLost(f"Redis at {redis} does not answer ({str(error) or type(error).__name__})") from error
 
 
 def number_of_jobs(arguments: str) -> int:

@@ -9,10 +9,13 @@ import os
 import select
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from typing import TextIO
 
-from bot.router import Message, Reply, Router
+from bot.command import Message, Reply
+from bot.router import Router
+from bot.unasked import unasked
+from fleet.process import Process
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +37,40 @@ class Console:
         self._output = output
         self._terminal = terminal
         self._in_progress = False
+        self._at_prompt = False
 
-    async def run(self, router: Router) -> None:
-        """Answer line after line, until the input ends or nobody reads the output any more."""
+    async def run(self, router: Router, process: Process | None = None, /) -> None:
+        """Answer line after line, until the input ends or nobody reads the output any more.
+
+        Without a process, nothing is said that was not asked for. Every console has a person of its own, and whoever
+        started it may give commands.
+        """
         try:
             if self._terminal:
                 self._write("/help lists the commands, Ctrl-D ends.\n")
-            self._prompt()
-            async with aclosing(lines(self._source)) as texts:
-                async for text in texts:
-                    if text.strip():
-                        await self._answer(router, Message(text, sender=NAME, chat=NAME))
-                    self._prompt()
+            async with nullcontext() if process is None else unasked(process, NAME, self._say):
+                await self._answer_all(router)
             if self._terminal:
                 self._write("\n")  # so that the shell's prompt starts on a line of its own
         except BrokenPipeError:
             logger.info("nobody reads the answers any more: ending")
             self._discard_output()
+
+    async def _answer_all(self, router: Router) -> None:
+        self._prompt()
+        async with aclosing(lines(self._source)) as texts:
+            async for text in texts:
+                self._at_prompt = False
+                if text.strip():
+                    await self._answer(router, Message(text, sender=NAME, chat=NAME))
+                self._prompt()
+
+    async def _say(self, chat: str, reply: Reply) -> None:
+        """Over the prompt, or over progress, which is then shown anew."""
+        self._in_progress = False
+        self._write(f"{_START_OF_LINE if self._terminal else ''}{reply.text}\n")
+        if self._at_prompt:
+            self._prompt()
 
     async def _answer(self, router: Router, message: Message) -> None:
         async with aclosing(router.answer(message)) as replies:
@@ -63,6 +83,7 @@ class Console:
         self._write(f"{over}{reply.text}" + ("" if self._in_progress else "\n"))
 
     def _prompt(self) -> None:
+        self._at_prompt = True
         if self._terminal:
             self._write(PROMPT)
 

@@ -10,7 +10,47 @@ class BadArguments(Exception):
     """A command was given arguments that it cannot take; the user is shown this text and the command's usage."""
 
 
+class TookTooLong(Exception):
+    """A command was ended at its deadline; the user is shown this text."""
+
+
 class TransportRefused(FleetError):
-    """BOT_TRANSPORT asks for a transport that this bot cannot have."""
+    """BOT_TRANSPORT asks for a transport that this bot cannot have, or that its settings do not fit."""
 
     exit_code = ExitCode.USAGE
+
+
+class TokenRefused(TransportRefused):
+    """The Bot API server does not accept BOT_TOKEN, or nothing could."""
+
+
+class BotApiError(Exception):
+    """Base of what a call of the Bot API raises. Its text is one line, without the token."""
+
+
+class BotApiAway(BotApiError):
+    """Nobody answers, or not as a Bot API does, or with an error of its own: it may pass by itself."""
+
+
+class Flooded(BotApiAway):
+    """Too many calls; the server asks to wait for `retry_after_s` seconds."""
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class Unreadable(BotApiAway):
+    """Messages came of which one at least cannot be read; `number` is that of the first of them."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class BotApiRefused(BotApiError):
+    """This call is refused, and would be again: the chat is gone, blocks the bot, or the message cannot be edited."""
+
+
+class LeaseLost(Exception):
+    """What only one process may do at a time is no longer this one's to do; the text says why."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from bot.router import Router
+from fleet.process import Process
 
 logger = logging.getLogger(__name__)
 
@@ -15,9 +16,10 @@ class Headless:
 
     name = "log"
 
-    async def run(self, router: Router) -> None:
+    async def run(self, router: Router, process: Process, /) -> None:
         """Never returns: the process ends by a signal."""
         logger.info(
-            "the bot runs without a chat and takes no commands; BOT_TRANSPORT=console reads them from standard input"
+            "the bot runs without a chat and takes no commands; BOT_TRANSPORT=console reads them from standard input,"
+            " BOT_TOKEN makes it a telegram bot"
         )
         await asyncio.Event().wait()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 
+from bot.app_commands import app_commands
 from bot.commands import commands
+from bot.conditions import THRESHOLDS, Thresholds
 from bot.router import Router
 from bot.transport import choose_transport
+from bot.watch import watching
 from config import Settings
 from config.exit_codes import ExitCode
 from db.errors import DatabaseError
@@ -20,13 +23,15 @@ logger = logging.getLogger(__name__)
 TOLD = (DatabaseError, FleetError, PoolError)  # their texts are lines for people, without secrets
 
 
-async def run_bot(settings: Settings) -> ExitCode:
-    """Answer messages until nobody can write any more, or until cancelled; everything is closed then.
+async def run_bot(settings: Settings, thresholds: Thresholds = THRESHOLDS) -> ExitCode:
+    """Answer messages, and watch the fleet, until nobody can write any more, or until cancelled; then all is closed.
 
-    Raises TransportRefused, DatabaseError or FleetError if it cannot start.
+    Raises TransportRefused, DatabaseError or FleetError if it cannot start, TokenRefused also later.
     """
     transport = choose_transport(settings, sys.stdin, sys.stdout)
-    async with open_process(settings) as process:
-        logger.info("%s answers on the transport %s", process.id, transport.name)
-        await transport.run(Router(commands(process), told=TOLD))
+    async with open_process(settings) as process, watching(process, thresholds):
+        own = commands(process)
+        router = Router([*own, *app_commands(process, own)], told=TOLD)
+        logger.info("%s uses the transport %s", process.id, transport.name)
+        await transport.run(router, process)
     return ExitCode.OK

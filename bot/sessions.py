@@ -14,6 +14,18 @@ _SESSIONS = """
 """
 
 
+_IDLE_IN_TRANSACTION = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE state LIKE 'idle in transaction%' AND state_change < now() - $1::float8 * interval '1 s'
+"""
+
+
+async def read_idle_in_transaction(connection: Any, for_s: float) -> int:
+    """Sessions that have a transaction open and did nothing for `for_s`, as far as this role may see their states."""
+    count: int = await connection.fetchval(_IDLE_IN_TRANSACTION, for_s)
+    return count
+
+
 async def read_sessions(connection: Any) -> list[tuple[str, str | None, int]]:
     """(application, state, connections), sorted; the state is None where this role may not see it."""
     return [tuple(row) for row in await connection.fetch(_SESSIONS)]

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.jobs import CASES, OWN, STOCK
 from benchmarks.measurements import Case
 from benchmarks.path import DIRECT, PATHS
 from benchmarks.work import Work
@@ -31,6 +33,17 @@ def test_make_bench_runs_the_engine_benchmark() -> None:
         ["make", "--dry-run", "bench", "BENCH=--quick"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "python -m benchmarks.engine --quick" in done.stdout  # make itself may say where it was
+
+
+@pytest.mark.slow
+def test_jobs(spawn: Spawner, tmp_path: Path) -> None:
+    """The benchmark of the worker measures both contenders in both cases."""
+    results = tmp_path / "jobs.json"
+    done = spawn.run("benchmarks.jobs", "--quick", "--results", str(results), environ={}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(results.read_text())
+    assert {(each["case"], each["contender"]) for each in measured} == set(product(CASES, (STOCK, OWN)))
+    assert all(each["jobs_per_s"] > 0 for each in measured)
 
 
 @needs_compared

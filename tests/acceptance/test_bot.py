@@ -13,6 +13,7 @@ import pytest
 from local import Tether
 from tests.processes import ROOT, Spawned, Spawner
 from tests.proxy import open_proxy
+from tests.terminal import Terminal
 from tests.waiting import wait_until
 
 
@@ -43,7 +44,7 @@ def test_help_and_nonsense(spawn: Spawner, console: dict[str, str]) -> None:
     done = spawn.run("bot", environ=console, stdin="/help\n/nope\nhello\n/exercise 0\n")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for name in ("help", "status", "connections", "exercise"):
+    for name in ("help", "status", "connections", "exercise", "settings", "subscribe", "unsubscribe"):
         assert any(line.startswith(f"/{name} ") for line in lines)
     assert lines[-3:] == [
         "Sorry, I do not know /nope: /help lists what I know.",
@@ -104,7 +105,7 @@ async def test_failing_command(spawn: Spawner, console: dict[str, str]) -> None:
     async with open_proxy(console["REDIS_HOST"], console["REDIS_PORT"]) as proxy:
         bot = spawn("bot", environ=console | {"REDIS_PORT": str(proxy.listens_on)}, stdin=True)
         with bot.child.input:
-            await asyncio.to_thread(bot.wait_for, " answers on the transport console")
+            await asyncio.to_thread(bot.wait_for, " uses the transport console")
             await proxy.stop()
             bot.write("/exercise\n")
             output = await asyncio.to_thread(bot.wait_for, "/exercise failed: Redis at default@127.0.0.1:")
@@ -170,19 +171,6 @@ def test_headless(spawn: Spawner, environ: dict[str, str]) -> None:
     assert "this list" not in bot.output()
 
 
-def test_telegram_is_not_in_this_version(spawn: Spawner, environ: dict[str, str]) -> None:
-    """BOT_TRANSPORT=telegram is one clear line and exit 2; a token alone is a warning, and is not shown."""
-    done = spawn.run("bot", environ=environ | {"BOT_TRANSPORT": "telegram", "BOT_TOKEN": "12345:unusedtoken"})
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "BOT_TRANSPORT=telegram is not in this version" in line
-    assert "Traceback" not in line
-
-    bot = spawn("bot", environ=environ | {"BOT_TOKEN": "12345:unusedtoken"})
-    assert "BOT_TOKEN is set, and not used" in bot.wait_for("takes no commands")
-    assert "unusedtoken" not in bot.output()
-
-
 def test_bad_settings(spawn: Spawner, environ: dict[str, str]) -> None:
     """Bad settings are a line each on standard error, exit 2."""
     done = spawn.run("bot", environ=environ | {"DB_PORT": "none", "BOT_TRANSPORT": "pigeon"})
@@ -190,47 +178,10 @@ def test_bad_settings(spawn: Spawner, environ: dict[str, str]) -> None:
     assert [line.split("=")[0] for line in done.stderr.splitlines()] == ["DB_PORT", "BOT_TRANSPORT"]
 
 
-class Terminal:
-    """A bot on a real terminal."""
-
-    def __init__(self, spawn: Spawner, tether: Tether, environ: dict[str, str]) -> None:
-        self._master, slave = os.openpty()
-        self.bot = tether.spawn(
-            [sys.executable, "-m", "bot"],
-            death_signal=signal.SIGKILL,
-            environ={"PYTHONPATH": str(ROOT), **environ},
-            cwd=spawn.folder,
-            stdin=slave,
-            stdout=slave,
-        )
-        os.close(slave)
-        os.set_blocking(self._master, False)
-        self._seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def wait_for(self, pattern: str) -> None:
-        def seen() -> bool:
-            try:
-                self._seen += os.read(self._master, 65_536).decode()
-            except BlockingIOError:
-                pass
-            except OSError:  # the bot has ended
-                assert re.search(pattern, self._seen), self._seen
-            return re.search(pattern, self._seen) is not None
-
-        wait_until(seen, what=pattern)
-
-    def close(self) -> None:
-        self.bot.stop()
-        os.close(self._master)
-
-
 @pytest.fixture
 def terminal(spawn: Spawner, tether: Tether, environ: dict[str, str]) -> Iterator[Terminal]:
     """A bot on a terminal, with its prompt shown; nothing but `auto` tells it to be a console."""
-    terminal = Terminal(spawn, tether, environ)
+    terminal = Terminal(tether, "bot", environ=environ, cwd=spawn.folder)
     terminal.wait_for("Ctrl-D ends")
     yield terminal
     terminal.close()
@@ -241,13 +192,13 @@ def test_terminal(terminal: Terminal) -> None:
     terminal.type("/nope\n")
     terminal.wait_for(r"Sorry, I do not know /nope.*\s+> ")
     terminal.type("\x04")
-    assert terminal.bot.wait(10) == 0
+    assert terminal.child.wait(10) == 0
 
 
 def test_interrupt_on_a_terminal(terminal: Terminal) -> None:
     """Ctrl-C while the console waits for a line ends it with exit 0."""
-    terminal.bot.send(signal.SIGINT)
-    assert terminal.bot.wait(10) == 0
+    terminal.child.send(signal.SIGINT)
+    assert terminal.child.wait(10) == 0
 
 
 @pytest.mark.slow

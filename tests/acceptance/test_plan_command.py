@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -293,6 +294,38 @@ def test_env_is_complete(spawn: Spawner, tmp_path: Path) -> None:
     over = spawn.run("poolctl", "plan", "--workers", "10", "--format", "env", environ={})
     assert over.stdout.count("# docker compose up -d --scale worker=10\n") == 4  # itself, and three ways out
     assert "#WORKER_DB_POOL_MAX=6\n" in over.stdout
+
+
+def test_settings_of_the_stack_are_the_defaults(spawn: Spawner) -> None:
+    """POSTGRES_MAX_CONNECTIONS, PGBOUNCER_* and the profile count; options win over each."""
+    environ = {
+        "WORKERS": "12",
+        "POSTGRES_MAX_CONNECTIONS": "60",
+        "COMPOSE_PROFILES": "monitoring,pgbouncer",
+        "PGBOUNCER_DEFAULT_POOL_SIZE": "18",
+        "PGBOUNCER_RESERVE_POOL_SIZE": "2",
+        "PGBOUNCER_MAX_CLIENT_CONN": "300",
+        "PGBOUNCER_MAX_DB_CONNECTIONS": "19",
+    }
+
+    def made(*arguments: str) -> dict[str, Any]:
+        done = spawn.run("poolctl", "plan", "--format", "json", *arguments, environ=environ)
+        assert done.returncode in (0, 1), done.stderr
+        plan: dict[str, Any] = json.loads(done.stdout)
+        return plan
+
+    plan = made()
+    pooler = plan["pooler"]
+    assert (plan["max_connections"], plan["servers_peak"], pooler["max_client_conn"]) == (60, 19 + 10, 300)
+    assert (pooler["default_pool_size"], pooler["reserve_pool_size"], pooler["max_db_connections"]) == (18, 2, 19)
+    assert made("--no-pgbouncer")["pooler"] is None
+    given = made("--max-connections", "70", "--default-pool-size", "30", "--max-db-connections", "0")
+    assert (given["max_connections"], given["servers_peak"]) == (70, 30 + 2 + 10)
+    lines = spawn.run("poolctl", "plan", "--format", "env", environ=environ).stdout.splitlines()
+    assert "COMPOSE_PROFILES=monitoring,pgbouncer" in lines
+    beside = spawn.run("poolctl", "plan", "--format", "json", environ=environ | {"DB_HOST": "db.example"})
+    assert json.loads(beside.stdout)["pooler"] is None
+    assert beside.stderr.startswith("COMPOSE_PROFILES starts PgBouncer, but DB_HOST leads past it to db.example:5432")
 
 
 def test_several_databases(spawn: Spawner) -> None:

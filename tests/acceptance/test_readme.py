@@ -20,6 +20,8 @@ COMMANDS = re.findall(r"^\$ (.+)$", README, re.MULTILINE)
 # Run by tests/acceptance/test_clean_clone.py, and by whoever runs this.
 MAKE = ["make demo", "make test"]
 SERVES = ["python -m worker", "python -m bot"]
+# Typed by tests/e2e/test_compose_document.py, on a real engine.
+COMPOSE = [command for command in COMMANDS if re.search(r"docker compose|make secrets|poolctl deploy", command)]
 
 
 def test_the_two_commands_come_first() -> None:
@@ -29,7 +31,7 @@ def test_the_two_commands_come_first() -> None:
 
 def run_by_test() -> list[Any]:
     """All commands but those that have a test of their own; a whole fleet is slow."""
-    commands = [command for command in COMMANDS if command not in (*MAKE, *SERVES)]
+    commands = [command for command in COMMANDS if command not in (*MAKE, *SERVES, *COMPOSE)]
     return [pytest.param(c, marks=[pytest.mark.slow] if " up " in c else [], id=c) for c in commands]
 
 
@@ -51,6 +53,14 @@ def test_process(command: str, environ: Environ, spawn: Spawner) -> None:
     process.wait_for(" is up")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
+
+
+def test_compose() -> None:
+    """Every command for Docker Compose in README stands in docs/compose.md, too, where a test types it."""
+    document = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    typed = re.findall(r"^\$ (.+)$", document, re.MULTILINE)
+    assert len(COMPOSE) > 5
+    assert set(COMPOSE) <= set(typed)
 
 
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

@@ -106,6 +106,7 @@ def test_configured_servers_are_used_when_asked_for(project: Project, environ: d
         ({"BOT_DB_PASSWORD": "wrong"}, 2, "bot-1 refuses its settings (exit code 2)"),
     ],
 )
+@pytest.mark.slow
 def test_configured_servers_that_do_not_serve_are_told_in_a_line(
     project: Project, environ: dict[str, str], changes: dict[str, str], code: int, text: str
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_signal_stops_all_in_order(project: Project, signum: signal.Signals) -
     ],
     ids=["initdb", "postgres", "worker"],
 )
+@pytest.mark.slow
 def test_a_signal_during_start_up_leaves_nothing_running(
     project: Project, texts: tuple[str, ...], signum: signal.Signals
 ) -> None:
@@ -157,6 +159,7 @@ def test_a_signal_during_start_up_leaves_nothing_running(
     assert not crashed(fleet)
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait(project: Project) -> None:
     """While a worker takes its time to stop, a second Ctrl-C kills it, and all is over at once."""
     fleet = project.up("--workers", "1")
@@ -214,6 +217,7 @@ def test_a_run_after_a_killed_one_works_on_its_data(project: Project) -> None:
     assert [row["process"] for row in ROW.finditer(fleet.process.output())] == ["worker-1", "worker-2"]
 
 
+@pytest.mark.slow
 def test_a_second_up_in_the_same_folder_is_refused(project: Project) -> None:
     """A second `up` on the same data says in one line who holds it, ends with exit code 3, and the first goes on."""
     first = project.up()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
+from bot.command import Message
 from bot.commands import commands
-from bot.router import Message, Router
+from bot.router import Router
 from bot.runner import TOLD
+from bot.subscribers import subscribe, subscribers
 from config import Settings
 from db.server import connect
 from fleet.process import Process, open_process
@@ -23,7 +26,8 @@ async def process(environ: dict[str, str]) -> AsyncIterator[Process]:
 
 async def ask(process: Process, text: str) -> list[str]:
     router = Router(commands(process), told=TOLD)
-    return [reply.text async for reply in router.answer(Message(text, sender="ada", chat="ops"))]
+    replies = router.answer(Message(text, sender="ada", chat="ops"))
+    return [reply.text async for reply in replies if not reply.progress]
 
 
 async def test_connections_by_application_and_state(process: Process, environ: dict[str, str]) -> None:
@@ -90,3 +94,49 @@ async def test_role_that_sees_no_states(environ: dict[str, str]) -> None:
         await admin.execute("DROP ROLE plain")
     assert "(hidden)" in text
     assert "bot@" in text
+
+
+async def test_settings(environ: dict[str, str]) -> None:
+    """/settings shows what is in force and where it came from, secrets masked; with words only what they are in."""
+    variables = environ | {"DB_POOL_MAX": "7", "BOT_TOKEN": "1234:verysecret"}
+    async with open_process(Settings.load("bot", variables)) as process:
+        (everything,) = await ask(process, "/settings")
+        (some,) = await ask(process, "/settings pool_m")
+        (none,) = await ask(process, "/settings nonsense")
+    lines = {line.split()[0]: line.split() for line in everything.splitlines()}
+    assert lines["DB_POOL_MAX"] == ["DB_POOL_MAX", "7", "environment"]
+    assert lines["DB_POOL_TIMEOUT"][1:] == ["30", "default"]
+    assert lines["DB_PASSWORD"][1] == lines["BOT_TOKEN"][1] == lines["REDIS_PASSWORD"][1] == "***"
+    assert "verysecret" not in everything
+    names = ["DB_POOL_MIN", "DB_POOL_MAX", "DB_POOL_MAX_WAITING", "DB_POOL_MODE"]
+    assert [line.split()[0] for line in some.splitlines()[1:]] == names
+    assert none == "no setting has nonsense in its name. Usage: /settings [part of a name]"
+
+
+async def test_subscribe_and_unsubscribe(process: Process) -> None:
+    """A chat subscribes once and unsubscribes once, and is told; other chats stay."""
+    await subscribe("telegram:7")
+    assert await ask(process, "/subscribe") == ["This chat gets alerts from now on."]
+    assert await ask(process, "/subscribe") == ["This chat gets alerts already."]
+    assert await subscribers() == ["telegram:7", "ops"]
+    assert await ask(process, "/unsubscribe") == ["This chat gets no alerts any more."]
+    assert await ask(process, "/unsubscribe") == ["This chat did not get alerts."]
+    assert await subscribers() == ["telegram:7"]
+
+
+async def test_subscribe_many_times_at_once(environ: dict[str, str]) -> None:
+    """Of many that subscribe one chat at the same time one is the first, and none fails."""
+    async with open_process(Settings.load("bot", environ)):
+        assert sorted(await asyncio.gather(*(subscribe("telegram:8") for _ in range(8)))) == [False] * 7 + [True]
+        assert await subscribers() == ["telegram:8"]
+
+
+async def test_subscribe_without_a_database(environ: dict[str, str]) -> None:
+    """While the database is away, /subscribe is one line that names it."""
+    async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:
+        by_proxy = environ | {"DB_PORT": str(proxy.listens_on), "DB_POOL_TIMEOUT": "5"}
+        async with open_process(Settings.load("bot", by_proxy)) as process:
+            await proxy.stop()
+            (failure,) = await ask(process, "/subscribe")
+    assert failure.startswith(f"/subscribe failed: postgres@127.0.0.1:{proxy.listens_on}/")
+    assert "\n" not in failure

@@ -136,7 +136,7 @@ async def test_closing_does_not_wait_for_ever(environ: Environ, caplog: pytest.L
 async def test_a_schema_of_its_own(environ: Environ) -> None:
     """With DB_SCHEMA, migrations and models use that schema alone."""
     settings = Settings.load("worker", environ | {"DB_SCHEMA": "fleet"})
-    assert await migrate(settings) == ["0001_initial"]
+    assert (await migrate(settings))[0] == "fleet.0001_initial"
     async with open_database(settings):
         await Subscriber.create(chat="a")
     async with connect(Settings.load("worker", environ)) as connection:

@@ -233,7 +233,7 @@ async def test_a_schema_that_is_behind(environ: Environ) -> None:
     error = await failure(environ, DB_APPLICATION_NAME="behind")
     assert type(error) is SchemaBehind
     assert error.exit_code is ExitCode.NOT_READY
-    assert "0001_initial: run `poolctl migrate`" in str(error)
+    assert "fleet.0001_initial, fleet.0002_outgoing, fleet.0003_alert_subject: run `poolctl migrate`" in str(error)
     await until(lambda: _gone(environ, "behind"), what="nothing is left open")
     async with open_database(Settings.load("worker", environ), check_schema=False):
         pass

@@ -18,7 +18,7 @@ from tortoise.query_api import execute_pypika
 from tortoise.transactions import atomic, in_transaction
 
 from config import Settings, tortoise_config
-from config.tortoise import APP, asyncpg_connect_kwargs
+from config.tortoise import FLEET, asyncpg_connect_kwargs
 from db import connect
 from db.models import ConnectionSample
 from pool.engine import PoolClient
@@ -103,8 +103,9 @@ async def test_migrations_apply_and_unapply(environ: Environ, engine: str) -> No
         await context.init(config=config)
         executor = MigrationExecutor(context.db(), config["apps"])
         assert await executor.plan() == []
-        await executor.migrate([MigrationTarget(APP, "__first__")])
-        assert [step.migration.name for step in await executor.plan()] == ["0001_initial"]
+        await executor.migrate([MigrationTarget(FLEET.label, "__first__")])
+        names = [step.migration.name for step in await executor.plan()]
+        assert names == ["0001_initial", "0002_outgoing", "0003_alert_subject"]
         with pytest.raises(OperationalError, match="does not exist"):
             await ConnectionSample.all().count()
         await executor.migrate()

@@ -174,6 +174,7 @@ async def query(servers: LocalServers, statement: str) -> Any:
         return await connection.fetchval(statement)
 
 
+@pytest.mark.slow
 def test_data_survives_until_it_is_discarded(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """A second run finds data and passwords of the first; one with fresh=True finds neither."""
     table = "SELECT to_regclass('kept')::text"
@@ -203,6 +204,7 @@ def test_a_directory_serves_one_at_a_time(directory: Path, secrecy: Secrecy, tet
 
 
 @pytest.mark.parametrize("kind", ["signal", "guard"])
+@pytest.mark.slow
 def test_servers_end_with_a_killed_parent(
     kind: TetherKind, directory: Path, spawn: Spawner, secrecy: Secrecy, tether: Tether
 ) -> None:
@@ -270,6 +272,7 @@ def test_a_taken_port_is_passed_over(directory: Path, secrecy: Secrecy, tether: 
             assert next(ports, None) is None
 
 
+@pytest.mark.slow
 def test_an_initdb_that_was_cut_short_is_done_again(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """What a killed initdb left behind is discarded, not started on."""
     account = server_account("postgres", "nobody")
@@ -284,6 +287,7 @@ def test_an_initdb_that_was_cut_short_is_done_again(directory: Path, secrecy: Se
     assert not unfinished.exists()
 
 
+@pytest.mark.slow
 def test_a_stale_pid_file_is_no_obstacle(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """A postmaster.pid of a killed run starts nothing amiss when its number is another process's by now."""
     with opened(directory, tether, secrecy) as servers:
@@ -310,6 +314,7 @@ def test_a_stale_pid_file_is_no_obstacle(directory: Path, secrecy: Secrecy, teth
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "Redis"])
+@pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(server: str, directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """The error of a server that ends at start names its log, and has the log's last lines."""
     with open_servers(directory, tether) as servers:
@@ -329,6 +334,7 @@ def test_a_server_that_cannot_start_says_why(server: str, directory: Path, secre
     assert not [row for row in running().values() if str(directory) in row.command]
 
 
+@pytest.mark.slow
 def test_lost_passwords_are_told_from_a_broken_server(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """Data whose password is gone is refused with the way out, not waited for."""
     with opened(directory, tether, secrecy):
@@ -338,6 +344,7 @@ def test_lost_passwords_are_told_from_a_broken_server(directory: Path, secrecy: 
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_ended_is_noticed(directory: Path, secrecy: Secrecy, tether: Tether) -> None:
     """A server killed by somebody is reported with its name, pid and signal."""
     with opened(directory, tether, secrecy) as servers:
@@ -358,6 +365,7 @@ def test_missing_binaries_name_what_to_install(tmp_path: Path) -> None:
 
 
 @as_root
+@pytest.mark.slow
 def test_binaries_below_a_private_folder_are_copied(directory: Path, spawn: Spawner, tmp_path: Path) -> None:
     """As root, binaries that the servers' account cannot reach are run from a copy that it can."""
     private = tmp_path / "private"

@@ -10,8 +10,9 @@ from typing import TextIO
 
 import pytest
 
+from bot.command import Command, Reply, Request
 from bot.console import Console, lines
-from bot.router import Command, Reply, Request, Router
+from bot.router import Router
 from tests.waiting import until
 
 

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TextIO
 
 import pytest
 
 from bot.errors import TransportRefused
-from bot.transport import choose_transport
+from bot.transport import AIOGRAM, choose_transport
 from config import Settings
 
 
@@ -53,26 +53,28 @@ def test_transport_as_asked_for(terminal: TextIO, pipe: TextIO) -> None:
     assert choose_transport(settings(BOT_TRANSPORT="log"), terminal, terminal).name == "log"
 
 
-def test_telegram_is_refused(pipe: TextIO) -> None:
-    """telegram is not in this version: one line that says so, exit code 2."""
+def test_token_makes_it_telegram(terminal: TextIO, pipe: TextIO) -> None:
+    """With a token, auto is telegram, on a terminal too; BOT_TRANSPORT wins over the token."""
+    for stream in (terminal, pipe):
+        assert choose_transport(settings(BOT_TOKEN="1234:verysecret"), stream, stream).name == "telegram"
+    asked_for = settings(BOT_TOKEN="1234:verysecret", BOT_TRANSPORT="console")
+    assert choose_transport(asked_for, pipe, pipe).name == "console"
+
+
+def test_telegram_without_a_token(pipe: TextIO) -> None:
+    """telegram without a token is refused with what to do, exit code 2."""
     with pytest.raises(TransportRefused) as caught:
         choose_transport(settings(BOT_TRANSPORT="telegram"), pipe, pipe)
-    assert str(caught.value) == (
-        "BOT_TRANSPORT=telegram is not in this version: set BOT_TRANSPORT=console, log or auto"
-    )
+    assert str(caught.value) == "BOT_TRANSPORT=telegram needs BOT_TOKEN: set it to what @BotFather told you"
     assert caught.value.exit_code == 2
+
+
+def test_the_package_to_install_is_the_extra() -> None:
+    """What people are told to install is what the extra `telegram` says."""
+    assert f'telegram = ["{AIOGRAM}"]' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
 
 def test_console_without_input_is_refused(pipe: TextIO) -> None:
     """A console without standard input is refused, instead of reading what happens to have its number."""
     with pytest.raises(TransportRefused, match="BOT_TRANSPORT=console needs standard input"):
         choose_transport(settings(BOT_TRANSPORT="console"), None, pipe)
-
-
-def test_token_is_warned_about(pipe: TextIO, caplog: pytest.LogCaptureFixture) -> None:
-    """A token that auto cannot use yet is warned about, without showing it."""
-    choose_transport(settings(BOT_TOKEN="1234:verysecret"), pipe, pipe)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "BOT_TOKEN is set, and not used" in record.getMessage()
-    assert "verysecret" not in record.getMessage()

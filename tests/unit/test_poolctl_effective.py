@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import Settings
+from config.effective import MASK, effective_settings
 from config.environment import read
 from config.settings import Role
-from poolctl.effective import MASK, as_env, as_json, effective_settings, quoted
+from poolctl.effective import as_env, as_json, quoted
 
 
 def env_of(role: Role, variables: dict[str, str]) -> str:

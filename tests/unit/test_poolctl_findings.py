@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
+
 from config import Settings
 from db.errors import SchemaBehind
 from db.server import ServerReport
@@ -24,11 +26,14 @@ def findings(
     total: int = 1,
     fleet: Sequence[ProcessEntry] | FleetError = (),
     schema: SchemaBehind | None = None,
+    direct_is_pooler: bool = False,
+    unused_pooler: bool = False,
 ) -> list[tuple[str, int]]:
     """(text, exit code) of all findings on a server with 100 connections, 97 of them available."""
     server = ServerReport("17.0", 100, 3, 0, total, total, 0, 0, {})
     settings = Settings.load("worker", variables or {})
-    return [(f.text, f.exit_code) for f in find(Reading(settings, server, fleet, schema))]
+    reading = Reading(settings, server, fleet, schema, direct_is_pooler, unused_pooler)
+    return [(f.text, f.exit_code) for f in find(reading)]
 
 
 def test_nothing_to_find() -> None:
@@ -69,6 +74,49 @@ def test_one_pool_too_large() -> None:
 def test_behind_a_pooler_pools_may_be_larger() -> None:
     """Where DB_HOST is a pooler, the pools' sizes are not compared with the server's connections."""
     assert findings({"DB_POOL_MAX": "98", "DB_DIRECT_HOST": "server"}, fleet=[worker(98)]) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        (
+            {"DB_HOST": "postgres"},
+            "DB_HOST leads to postgres:5432: set COMPOSE_PROFILES=pgbouncer in .env instead of --profile pgbouncer, or",
+        ),
+        (
+            {"DB_HOST": "postgres", "COMPOSE_PROFILES": "pgbouncer"},
+            "DB_HOST leads to postgres:5432: unset DB_HOST and DB_PORT; or stop it",
+        ),
+        (
+            {"DATABASE_URL": "postgres://u:kT7@h/d"},
+            "DATABASE_URL leads to h:5432: name bouncer:6432 in it; or stop it",
+        ),
+    ],
+    ids=["by the flag", "DB_HOST given", "DATABASE_URL"],
+)
+def test_a_pooler_that_nobody_uses(variables: dict[str, str], says: str) -> None:
+    """PgBouncer runs and DB_HOST goes past it: what to set, by how DB_HOST was given."""
+    ((text, code),) = findings(variables | {"PGBOUNCER_HOST": "bouncer"}, unused_pooler=True)
+    assert code == 1
+    assert text.startswith(f"PgBouncer runs at bouncer:6432, and nobody uses it: {says}")
+    assert "kT7" not in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"DB_HOST": "bouncer"}, "DB_HOST leads to a pooler at bouncer:5432"),
+        ({"DB_HOST": "bouncer", "DB_DIRECT_HOST": "other"}, "DB_DIRECT_HOST leads to a pooler at other:5432"),
+        ({"DATABASE_URL": "postgres://u:kT7@h:6432/d"}, "DATABASE_URL leads to a pooler at h:6432"),
+    ],
+)
+def test_a_pooler_in_the_place_of_the_server(variables: dict[str, str], says: str) -> None:
+    """Where the server itself should be named there is a pooler: one finding, and none of the pools' sizes."""
+    ((text, code),) = findings(variables, fleet=[worker(98)], direct_is_pooler=True)
+    assert code == 1
+    assert (
+        text == f"{says}, and migrations need the server itself: set DB_DIRECT_HOST (and DB_DIRECT_PORT) to the server"
+    )
 
 
 def test_head_room() -> None:

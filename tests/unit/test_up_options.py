@@ -43,7 +43,15 @@ def test_wrong_options_are_bad_usage(arguments: list[str]) -> None:
         *("DATABASE_URL", "DATABASE_URL_FILE", "DB_PASSWORD_FILE", "WORKER_DB_HOST", "BOT_DB_PASSWORD_FILE"),
         *("DB_SSLMODE", "DB_SSLROOTCERT", "DB_TARGET_SESSION_ATTRS", "PGHOST", "PGSSLMODE", "PGPASSFILE"),
         *("REDIS_URL", "REDIS_URL_FILE", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_USERNAME", "REDIS_PASSWORD"),
-        *("REDIS_PASSWORD_FILE", "BOT_TOKEN", "BOT_TOKEN_FILE", "BOT_API_URL", "BOT_TRANSPORT"),
+        *(
+            "PGBOUNCER_HOST",
+            "PGBOUNCER_PASSWORD",
+            "REDIS_PASSWORD_FILE",
+            "BOT_TOKEN",
+            "BOT_TOKEN_FILE",
+            "BOT_API_URL",
+            "BOT_TRANSPORT",
+        ),
     ],
 )
 def test_what_leads_to_a_server_is_left_out(name: str) -> None:

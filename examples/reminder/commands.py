@@ -1,0 +1,60 @@
+"""The app's two commands: /remind and /reminders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+
+from tortoise.transactions import in_transaction
+
+from bot import BadArguments, Command, Reply, Request
+from examples.reminder.jobs import REMIND, Remind
+from examples.reminder.models import Reminder
+from fleet import Process, enqueue
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+LONGEST = timedelta(days=366)
+MOST_SHOWN = 50
+
+
+def commands(process: Process) -> list[Command]:
+    """The commands, for an open process."""
+
+    async def remind(request: Request) -> AsyncGenerator[Reply, None]:
+        delay, text = parse(request.arguments)
+        due = datetime.now(UTC) + delay
+        # If the queue is away there is no row either: a reminder that is stored is one that fires.
+        async with in_transaction():
+            reminder = await Reminder.create(chat=request.message.chat, text=text, due=due)
+            await enqueue(process.queue, REMIND, Remind(reminder.id), at=due)
+        yield Reply(f"I will remind you at {due:%H:%M:%S} UTC: {text}")
+
+    return [
+        Command(
+            "remind",
+            "say something here later",
+            remind,
+            arguments="<delay> <text>",
+            details="The delay is a number and s, m, h or d: /remind 10m tea",
+        ),
+        Command("reminders", "what this chat will be reminded of", reminders),
+    ]
+
+
+async def reminders(request: Request) -> AsyncGenerator[Reply, None]:
+    """One line for each that has not fired, the next one first."""
+    waiting = await Reminder.filter(chat=request.message.chat, fired=None).order_by("due", "id").limit(MOST_SHOWN)
+    lines = [f"{reminder.due:%Y-%m-%d %H:%M:%S} UTC  {reminder.text}" for reminder in waiting]
+    yield Reply("\n".join(lines) or "Nothing.")
+
+
+def parse(arguments: str) -> tuple[timedelta, str]:
+    """'10m tea' → (10 minutes, 'tea'). Raises BadArguments."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd])\s+(.+)", arguments, re.DOTALL)
+    if found is None:
+        raise BadArguments("give a delay and a text")
+    delay = timedelta(**{UNITS[found[2]]: int(found[1])})
+    if delay > LONGEST:
+        raise BadArguments(f"the delay is more than {LONGEST.days} days")
+    return delay, found[3]

@@ -1,0 +1,147 @@
+"""What the bot is to say, between a job's transaction and the chat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from tortoise.transactions import in_transaction
+
+from bot.command import Reply
+from bot.errors import BotApiAway, BotApiRefused
+from bot.unasked import unasked
+from config import Settings
+from db.models import Outgoing
+from fleet import Process, open_process, say
+from fleet.outbox import Outbox
+from tests.conftest import Environ
+from tests.waiting import until
+
+
+@pytest.fixture
+async def process(environ: Environ) -> AsyncIterator[Process]:
+    async with open_process(Settings.load("bot", environ)) as process:
+        yield process
+
+
+async def lapse() -> None:
+    """As if a bot had taken everything long ago, and died."""
+    await Outgoing.all().update(taken=datetime(2020, 1, 1, tzinfo=UTC))
+
+
+async def test_said_with_the_work_or_not_at_all(process: Process) -> None:
+    """What is said in a transaction that is rolled back is not said."""
+    async with in_transaction() as connection:
+        await say("console", "lost")
+        await connection.rollback()
+    async with in_transaction():
+        await say("console", "kept")
+    outbox = Outbox(process.database.client, "console")
+    assert [said.text for said in await outbox.take(10)] == ["kept"]
+
+
+async def test_each_is_taken_once(process: Process) -> None:
+    """Of any number of bots that look at once, one gets each thing."""
+    for number in range(40):
+        await say("console", str(number))
+    outboxes = [Outbox(process.database.client, "console") for _ in range(8)]
+    taken = await asyncio.gather(*(outbox.take(10) for outbox in outboxes))
+    texts = [said.text for each in taken for said in each]
+    assert sorted(texts, key=int) == [str(number) for number in range(40)]
+
+
+async def test_taken_in_order_by_transport_and_chat(process: Process) -> None:
+    """A transport gets what is for its own chats, the oldest first, without those that are busy."""
+    for chat in ("telegram:1", "console", "telegram:2", "telegram:1", "telegraph:1"):
+        await say(chat, chat)
+    outbox = Outbox(process.database.client, "telegram")
+    assert [said.chat for said in await outbox.take(10, busy=["telegram:2"])] == ["telegram:1", "telegram:1"]
+    assert [said.chat for said in await outbox.take(10)] == ["telegram:2"]
+    assert [said.chat for said in await Outbox(process.database.client, "console").take(10)] == ["console"]
+
+
+async def test_a_dead_bots_are_taken_again(process: Process) -> None:
+    """What was taken and never removed is anyone's when its lease is over; what is renewed or removed is not."""
+    for text in ("dead", "renewed", "removed"):
+        await say("console", text)
+    outbox = Outbox(process.database.client, "console")
+    _, renewed, removed = await outbox.take(10)
+    assert await outbox.take(10) == []
+    await lapse()
+    await outbox.renew([renewed])
+    await outbox.remove(removed)
+    assert [said.text for said in await outbox.take(10)] == ["dead"]
+
+
+class Chats:
+    """Chats that take, wait or fail as a test wants."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str]] = []
+        self.open = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def send(self, chat: str, reply: Reply) -> None:
+        if chat == "telegram:slow":
+            await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        self.heard.append((chat, reply.text))
+
+
+async def emptied() -> bool:
+    return await Outgoing.all().count() == 0
+
+
+async def taken() -> bool:
+    return await Outgoing.filter(taken=None).count() == 0
+
+
+async def test_a_chat_that_waits_keeps_no_other_waiting(process: Process) -> None:
+    """Each chat hears its things in order, and a slow one does not hold up the others."""
+    chats = Chats()
+    async with unasked(process, "telegram", chats.send):
+        for text in ("a", "b"):
+            await say("telegram:slow", text)
+            await say("telegram:1", text)
+        await until(lambda: len(chats.heard) == 2, what="the other chat has heard")
+        assert chats.heard == [("telegram:1", "a"), ("telegram:1", "b")]
+        chats.open.set()
+        await until(emptied, what="nothing is left to say")
+    assert chats.heard[2:] == [("telegram:slow", "a"), ("telegram:slow", "b")]
+
+
+async def test_a_refusing_chat_is_left_out(process: Process, caplog: pytest.LogCaptureFixture) -> None:
+    """What a chat will never take is dropped, and the log says so."""
+    chats = Chats()
+    chats.error = BotApiRefused("the bot was blocked by the user")
+    async with unasked(process, "telegram", chats.send):
+        await say("telegram:1", "hello")
+        await until(emptied, what="it is dropped")
+    assert "chat telegram:1 does not take what was to be said, left out: the bot was blocked" in caplog.text
+
+
+async def test_what_could_not_be_said_stays(process: Process, caplog: pytest.LogCaptureFixture) -> None:
+    """While the chat's server is away things stay, and are said when they are taken again."""
+    chats = Chats()
+    chats.error = BotApiAway("nobody answers")
+    async with unasked(process, "telegram", chats.send):
+        await say("telegram:1", "hello")
+        await until(lambda: "not said in chat telegram:1, to be tried again" in caplog.text, what="the failure is told")
+        assert not await emptied()
+        chats.error = None
+        await lapse()
+        await until(emptied, what="it is said")
+    assert chats.heard == [("telegram:1", "hello")]
+
+
+async def test_the_end_waits_for_what_is_under_way(process: Process) -> None:
+    """A bot that ends says what it has begun to say; what it cannot say in time stays for the next one."""
+    chats = Chats()
+    async with unasked(process, "telegram", chats.send):
+        await say("telegram:slow", "late")
+        await until(taken, what="it is under way")
+    assert chats.heard == []
+    assert not await emptied()
