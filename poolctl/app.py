@@ -9,6 +9,8 @@ import typer
 from poolctl import __version__
 from poolctl.check_command import check
 from poolctl.config_command import config
+from poolctl.deploy_command import deploy
+from poolctl.jobs_command import jobs
 from poolctl.migrate_command import migrate
 from poolctl.plan_command import plan
 from poolctl.up_command import up
@@ -24,7 +26,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,  # their frames show local variables' values
     )
     app.callback()(_options)
-    for command in (config, check, migrate, plan, up):
+    for command in (config, check, deploy, jobs, migrate, plan, up):
         app.command()(command)
     return app
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from config import Settings
+from config.effective import effective_settings
 from config.environment import read
-from poolctl.effective import as_env, as_json, effective_settings
+from poolctl.effective import as_env, as_json
 from poolctl.role import RoleOption
 from poolctl.screen import open_screen, plain_table
 

@@ -1,61 +1,15 @@
-"""Effective settings with their origins, as rows, JSON or `.env` text. Pure; a secret is never in any of them."""
+"""Effective settings as JSON or `.env` text. Pure; a secret is never in any of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-from pydantic import SecretStr
 
 from config import Settings
-from config.environment import Environment, Value
-from config.variables import VARIABLES, Variable, as_text
+from config.effective import MASK, effective_settings
+from config.environment import Environment
 
-MASK = "***"
-DEFAULT = "default"
-URLS = ("DATABASE_URL", "REDIS_URL")
-
-# A variable that is no secret by its name may hold one: BOT_API_URL=https://user:password@host.
-_URL_WITH_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
 _NEEDS_NO_QUOTES = re.compile(r"[\w.,:/@%+-]+", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class EffectiveSetting:
-    """One setting: what it is, what it is now, and where that came from.
-
-    `value` is as JSON has it, `text` as an environment has it; both are `***` for what must not be shown. `given` is
-    the assignment that it came from, of a `NAME_FILE` too; None for a hidden value, a default, or part of a URL.
-    """
-
-    variable: str
-    value: Any
-    text: str
-    origin: str
-    given: Value | None
-
-
-def effective_settings(settings: Settings, environment: Environment) -> Iterator[EffectiveSetting]:
-    """All settings, in the order of the reference. `environment` is what `settings` were loaded from."""
-    for variable in VARIABLES:
-        origin = settings.origins[variable.name]
-        from_file = origin.startswith("file ")
-        given = None
-        if origin != DEFAULT and origin not in URLS:
-            given = environment.find(f"{variable.name}_FILE" if from_file else variable.name, settings.role)
-        value = _value(settings, variable, given)
-        text = as_text(value)
-        hidden = value is not None and (variable.secret or _URL_WITH_PASSWORD.search(text) is not None)
-        yield EffectiveSetting(
-            variable=variable.name,
-            value=MASK if hidden else list(value) if isinstance(value, tuple) else value,
-            text=MASK if hidden else text,
-            origin=origin,
-            given=given if from_file or not hidden else None,
-        )
 
 
 def as_json(settings: Settings, environment: Environment) -> str:
@@ -99,16 +53,6 @@ def quoted(text: str) -> str:
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def _value(settings: Settings, variable: Variable, given: Value | None) -> Any:
-    if not variable.field:  # a URL; what it says is in the variables that it stands for
-        return SecretStr(MASK) if settings.origins[variable.name] != DEFAULT else None
-    group = getattr(settings, variable.group.lower())
-    if variable.name == "DB_APPLICATION_NAME" and settings.origins[variable.name] not in URLS:
-        # Filled in, it would hold the process id of this very command.
-        return given.text if given is not None else type(group).model_fields[variable.field].get_default()
-    return getattr(group, variable.field)
 
 
 def _one_line(text: str) -> str:

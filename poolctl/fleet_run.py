@@ -23,6 +23,7 @@ from db.errors import DatabaseError
 from db.schema import migrate
 from db.server import ServerReport, connect, read_server
 from fleet import ExercisePool, ProcessEntry, QueueLost, open_queue, read_fleet
+from fleet.app import load_app
 from fleet.errors import ExerciseStopped
 from fleet.exercise import Exercise, summary
 from fleet.queue import address
@@ -120,6 +121,7 @@ class _Run:
         self._surroundings = surroundings
         self._screen = screen
         self._settings = Settings.load("poolctl", surroundings.environ)
+        self._app = load_app(self._settings)
         self._grace_s = self._settings.worker.shutdown_grace + STOP_MARGIN_S
         self._counts: dict[Role, int] = {"worker": order.workers, "bot": order.bots}
         self._pools: dict[str, tuple[int, int]] = {
@@ -128,9 +130,10 @@ class _Run:
 
     async def work(self) -> Outcome:
         if self._surroundings.servers is not None:
-            await migrate(self._settings)
+            await migrate(self._settings, apps=self._app.tables)
         else:
-            async with open_database(self._settings):  # unreachable, wrong password, schema behind: said once, here
+            # Unreachable, wrong password, schema behind: said once, here.
+            async with open_database(self._settings, apps=self._app.tables):
                 pass
         async with (
             open_queue(self._settings) as queue,

@@ -15,6 +15,7 @@ from config import Settings, SettingsError
 from config.environment import read
 from config.exit_codes import ExitCode
 from config.settings import Role
+from fleet.app import load_app
 from local import LocalError, TetherKind, data_directory, open_servers, open_tether
 from poolctl.fleet_environ import configured_environ, own_servers_environ
 from poolctl.fleet_run import Order, Surroundings, run_fleet
@@ -57,7 +58,7 @@ def carry_out(order: Order, tether_kind: TetherKind | None = None) -> ExitCode:
     """Start servers and fleet, run until `order` is done or a signal comes, stop all; the exit code.
 
     tether_kind: how the processes are made to end with this one, None for the way of this platform. Raises
-    SettingsError before anything was started, DatabaseError or FleetError when everything has stopped.
+    SettingsError or AppRefused before anything was started, DatabaseError or FleetError when everything has stopped.
     """
     values = _checked_environment(order.configured_servers)
     try:
@@ -79,15 +80,15 @@ def carry_out(order: Order, tether_kind: TetherKind | None = None) -> ExitCode:
 
 
 def _checked_environment(configured_servers: bool) -> Mapping[str, str]:
-    """All variables, once it is known that every role's settings are sound: before anything is started."""
+    """All variables, once it is known that every role's settings are sound, and the app: before anything is started."""
     environment = read()
     if environment.faults:
         raise SettingsError(environment.faults)
     values = environment.values
     environ = configured_environ(values) if configured_servers else own_servers_environ(values, {})
     roles: tuple[Role, ...] = ("worker", "bot", "poolctl")
-    for role in roles:
-        Settings.load(role, environ)
+    settings = [Settings.load(role, environ) for role in roles]
+    load_app(settings[0])
     return values
 
 
