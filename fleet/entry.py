@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
+from types import FrameType
 
 from config import Settings, SettingsError
 from config.exit_codes import ExitCode
@@ -26,8 +26,8 @@ def run(role: Role, main: Main) -> ExitCode:
     """Run `main` with the settings of `role` until it ends; the process's exit code.
 
     SIGTERM and SIGINT cancel `main`, which then closes what it opened: exit 0. Another signal meanwhile cancels the
-    closing, too. `main` may put handlers of its own in their place with `loop.add_signal_handler`. (Before, while
-    Python imports, nothing is open, and a signal ends the process as it always does.)
+    closing, too. `main` may put handlers of its own in their place with `signal.signal`. (Before, while Python
+    imports, nothing is open, and a signal ends the process as it always does.)
 
     What a person at the console can mend is one line without a traceback: bad settings on standard error, exit 2;
     DatabaseError and FleetError in the log, exit by their `exit_code`. Anything else is in the log with its
@@ -67,12 +67,13 @@ async def _until_signalled(main: Main, settings: Settings) -> ExitCode:
     task = asyncio.ensure_future(main(settings))
     received: list[signal.Signals] = []
 
-    def stop(signum: signal.Signals) -> None:
-        received.append(signum)
-        task.cancel()
+    # Not by `loop.add_signal_handler`: there a signal waits in a pipe until the loop reads it, and is lost if `main`
+    # takes that handler away before. This one has acted when it returns.
+    def stop(signum: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(signum))
+        loop.call_soon_threadsafe(task.cancel)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, partial(stop, signum))
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         return await task
     except asyncio.CancelledError:
@@ -81,5 +82,5 @@ async def _until_signalled(main: Main, settings: Settings) -> ExitCode:
         logger.info("ended by %s", received[0].name)
         return ExitCode.OK
     finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(signum)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

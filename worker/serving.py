@@ -70,7 +70,6 @@ def _on_signals(
             stop.set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(signum)
         signal.signal(signum, received)
 
 

@@ -57,6 +57,19 @@ def test_what_main_opened_is_closed_at_a_signal(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "closed")
 
 
+def test_a_signal_just_before_main_handles_them_itself(tmp_path: Path) -> None:
+    """A signal that came while `main` put handlers of its own in place still cancels it."""
+    body = (
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    for each in (signal.SIGTERM, signal.SIGINT):\n"
+        "        asyncio.get_running_loop().remove_signal_handler(each)\n"
+        "        signal.signal(each, lambda *_: None)\n"
+        "    await asyncio.wait_for(asyncio.Event().wait(), timeout=10)"
+    )
+    done = _run(body, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def _run(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A process whose `main` has this body, in a folder without `.env`."""
     program = (
