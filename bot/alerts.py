@@ -19,19 +19,19 @@ MOST_UNSAID = 100  # of a chat that no bot reaches
 _TELL = f"""
     told AS (
         INSERT INTO fleet_outgoing (chat, text, created)
-        SELECT chat, $4::text, now() FROM fleet_subscriber AS subscriber, changed
+        SELECT chat, $3::text, now() FROM fleet_subscriber AS subscriber, changed
         WHERE (SELECT count(*) FROM fleet_outgoing AS unsaid WHERE unsaid.chat = subscriber.chat) < {MOST_UNSAID}
         ORDER BY subscriber.id
     )
     SELECT count(*) AS changed FROM changed
 """  # noqa: S608 - a constant
-# The last line: another bot may have seen later than $5 that it is over.
+# What was seen at $4 may be news of yesterday: this bot was stopped since, or another has stored something newer.
 _OPEN = f"""
     WITH changed AS (
         INSERT INTO fleet_alert (kind, subject, value, opened)
-        SELECT $1::text, $2::text, $3::float8, now()
-        WHERE $5::timestamptz > now() - interval '{STALE_S} s'
-          AND NOT EXISTS (SELECT FROM fleet_alert WHERE kind = $1::text AND subject = $2::text AND closed >= $5)
+        SELECT $1::text, $2::text, $5::float8, now()
+        WHERE $4::timestamptz > now() - interval '{STALE_S} s'
+          AND NOT EXISTS (SELECT FROM fleet_alert WHERE kind = $1::text AND subject = $2::text AND closed >= $4)
         ON CONFLICT (kind, subject) WHERE closed IS NULL DO NOTHING
         RETURNING id
     ), {_TELL}
@@ -40,8 +40,8 @@ _CLOSE = f"""
     WITH changed AS (
         UPDATE fleet_alert SET closed = now()
         WHERE kind = $1::text AND subject = $2::text AND closed IS NULL
-          AND opened < $5::timestamptz AND $5 > now() - interval '{STALE_S} s'
-        RETURNING id, $3::float8 AS value
+          AND opened < $4::timestamptz AND $4 > now() - interval '{STALE_S} s'
+        RETURNING id
     ), {_TELL}
 """  # noqa: S608 - a constant
 
@@ -66,6 +66,9 @@ class Alerts:
         False where it was so already, or another bot has seen something newer.
         """
         text = f"{'Alert' if finding.holds else 'Over'} at {seen:%H:%M} UTC: {finding.text}."
-        arguments = [finding.kind.value, finding.subject, finding.value, text, seen]
-        _, rows = await self._client.execute_query(_OPEN if finding.holds else _CLOSE, arguments)
+        arguments = [finding.kind.value, finding.subject, text, seen]
+        if finding.holds:
+            _, rows = await self._client.execute_query(_OPEN, [*arguments, finding.value])
+        else:
+            _, rows = await self._client.execute_query(_CLOSE, arguments)
         return bool(rows[0]["changed"])

@@ -16,13 +16,19 @@ from local import Tether
 from tests.bot_api import OPERATOR, TOKEN, FakeBotApi, open_bot_api
 from tests.conftest import Environ
 from tests.local_fleet import open_project
-from tests.processes import Spawned, Spawner
+from tests.processes import ROOT, Spawned, Spawner
 from tests.secrecy import Secrecy
 from tests.terminal import Terminal
 from tests.waiting import until
 
+README = (ROOT / "examples" / "reminder" / "README.md").read_text(encoding="utf-8")
 APP = {"APP": "examples.reminder"}
 PATIENT_S = 90.0  # the machine may be busy
+
+
+def without_numbers(text: str) -> str:
+    """The text as on any day."""
+    return re.sub(r"\d+", "N", text)
 
 
 @pytest.fixture
@@ -42,18 +48,22 @@ def worker(spawn: Spawner, reminding: Environ) -> Spawned:
     return process
 
 
-def test_a_session(spawn: Spawner, tether: Tether, reminding: Environ, worker: Spawned) -> None:
-    """On a console /remind answers, /reminders lists it, and when it is due the bot says it over the prompt, once."""
+def test_the_session_of_its_readme(spawn: Spawner, tether: Tether, reminding: Environ, worker: Spawned) -> None:
+    """Who types what the app's README shows sees what it shows; the reminder comes by itself, once, over the prompt."""
+    shown = re.search(r"<!-- session: begin -->\n```text\n(.*?)\n```\n<!-- session: end -->", README, re.DOTALL)
+    assert shown is not None
+    typed = re.findall(r"^> (.*)$", shown[1], re.MULTILINE)
     terminal = Terminal(tether, "bot", environ=reminding | {"LOG_LEVEL": "WARNING"}, cwd=spawn.folder)
     try:
-        terminal.wait_for(r"> $")
-        terminal.type("/remind 8s tea\n")
-        terminal.wait_for(r"I will remind you at \d\d:\d\d:\d\d UTC: tea\n> $")
-        terminal.type("/reminders\n")
-        terminal.wait_for(r"UTC  tea\n> $")
+        for number, line in enumerate(typed, 1):
+            terminal.wait_until(
+                lambda screen, number=number: screen.endswith("\n> ") and screen.count("\n> ") == number
+            )
+            terminal.type(f"{line}\n")
         terminal.wait_for(r"\nReminder: tea\n> $")
+        assert without_numbers(terminal.screen().removesuffix("\n> ")) == without_numbers(shown[1])
         terminal.type("/reminders\n")
-        terminal.wait_for(r"Nothing\.\n> $")
+        terminal.wait_for(r"UTC  go home\n> $")
         terminal.type("/remind tea\n")
         terminal.wait_for(r"give a delay and a text\. Usage: /remind <delay> <text>\n> $")
         terminal.type("\x04")

@@ -192,7 +192,7 @@ def test_migrate(spawn: Spawner, empty_database: dict[str, str]) -> None:
     """migrate names what it applied, exit 0; the second time there is nothing to apply; check is content then."""
     done = spawn.run("poolctl", "migrate", environ=empty_database)
     assert done.returncode == 0, done.stderr
-    assert re.search(r": applied 0001_\w+$", done.stdout, re.MULTILINE)
+    assert re.search(r": applied fleet\.0001_\w+$", done.stdout, re.MULTILINE)
 
     done = spawn.run("poolctl", "migrate", environ=empty_database)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ from bot.unasked import unasked
 from config import Settings
 from db.models import Outgoing
 from fleet import Process, open_process, say
-from fleet.outbox import Outbox
+from fleet.outbox import LEASE_S, Outbox
 from tests.conftest import Environ
 from tests.waiting import until
 
@@ -52,6 +53,16 @@ async def test_each_is_taken_once(process: Process) -> None:
     assert sorted(texts, key=int) == [str(number) for number in range(40)]
 
 
+async def test_what_another_takes_is_not_waited_for(process: Process) -> None:
+    """While another bot is about to take the first, a bot passes over it and takes the next."""
+    await say("console", "first")
+    await say("console", "next")
+    async with in_transaction() as other:
+        (first,) = await Outbox(other, "console").take(1)  # type: ignore[arg-type] # a transaction is a client, too
+        (following,) = await Outbox(process.database.client, "console").take(10)
+    assert (first.text, following.text) == ("first", "next")
+
+
 async def test_taken_in_order_by_transport_and_chat(process: Process) -> None:
     """A transport gets what is for its own chats, the oldest first, without those that are busy."""
     for chat in ("telegram:1", "console", "telegram:2", "telegram:1", "telegraph:1"):
@@ -80,12 +91,17 @@ class Chats:
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, str]] = []
+        self.under_way: Counter[str] = Counter()
+        self.most_under_way = 0
         self.open = asyncio.Event()
         self.error: Exception | None = None
 
     async def send(self, chat: str, reply: Reply) -> None:
+        self.under_way[chat] += 1
+        self.most_under_way = max(self.most_under_way, self.under_way[chat])
         if chat == "telegram:slow":
             await self.open.wait()
+        self.under_way[chat] -= 1
         if self.error is not None:
             raise self.error
         self.heard.append((chat, reply.text))
@@ -108,9 +124,29 @@ async def test_a_chat_that_waits_keeps_no_other_waiting(process: Process) -> Non
             await say("telegram:1", text)
         await until(lambda: len(chats.heard) == 2, what="the other chat has heard")
         assert chats.heard == [("telegram:1", "a"), ("telegram:1", "b")]
+        await say("telegram:slow", "c")
+        await say("telegram:1", "c")
+        await until(lambda: len(chats.heard) == 3, what="the outbox was looked into again")
         chats.open.set()
         await until(emptied, what="nothing is left to say")
-    assert chats.heard[2:] == [("telegram:slow", "a"), ("telegram:slow", "b")]
+    assert chats.heard[3:] == [("telegram:slow", text) for text in "abc"]
+    assert chats.most_under_way == 1
+
+
+@pytest.mark.slow
+async def test_a_slow_chats_lease_is_renewed(process: Process) -> None:
+    """What takes longer to say than a lease is not taken by another bot meanwhile."""
+    chats = Chats()
+    async with unasked(process, "telegram", chats.send):
+        await say("telegram:slow", "long")
+        await until(taken, what="it is under way")
+        first = (await Outgoing.get()).taken
+
+        async def renewed() -> bool:
+            return (await Outgoing.get()).taken != first
+
+        await until(renewed, timeout_s=LEASE_S, what="the lease is renewed before it is over")
+        chats.open.set()
 
 
 async def test_a_refusing_chat_is_left_out(process: Process, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,7 +174,18 @@ async def test_what_could_not_be_said_stays(process: Process, caplog: pytest.Log
 
 
 async def test_the_end_waits_for_what_is_under_way(process: Process) -> None:
-    """A bot that ends says what it has begun to say; what it cannot say in time stays for the next one."""
+    """A bot that ends says what it has begun to say."""
+    chats = Chats()
+    async with unasked(process, "telegram", chats.send):
+        await say("telegram:slow", "in time")
+        await until(taken, what="it is under way")
+        asyncio.get_running_loop().call_later(0.2, chats.open.set)
+    assert chats.heard == [("telegram:slow", "in time")]
+    assert await emptied()
+
+
+async def test_the_end_does_not_wait_for_ever(process: Process) -> None:
+    """What a bot that ends cannot say in time stays for the next one."""
     chats = Chats()
     async with unasked(process, "telegram", chats.send):
         await say("telegram:slow", "late")

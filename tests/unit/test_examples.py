@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tortoise.context import TortoiseContext
 from tortoise.migrations.autodetector import MigrationAutodetector
 
@@ -50,6 +53,20 @@ def test_nothing_needs_an_example(package: str) -> None:
     """The project does not import its examples."""
     for path in (ROOT / package).rglob("*.py"):
         assert not [module for module, _ in imported(path) if module.partition(".")[0] == "examples"], path
+
+
+def test_the_compose_override() -> None:
+    """It mounts the code, read-only, into each service with the project's image, and names the app there."""
+    path = ROOT / "examples" / "reminder" / "docker-compose.yml"
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", path]
+    assert subprocess.run(check, capture_output=True, timeout=60, check=False).returncode == 0
+    stack = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    ours = {name for name, service in stack.items() if "POOLCTL_IMAGE" in service["image"]}
+    override = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
+    assert set(override) == ours
+    for service in override.values():
+        assert service["environment"] == {"APP": "examples.reminder"}
+        assert service["volumes"] == ["./examples:/app/examples:ro"]
 
 
 async def test_the_migrations_make_exactly_the_models() -> None:
