@@ -16,6 +16,9 @@ FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.y
 QUESTION_S = 5.0  # longest wait for an answer that we can do without
 
 Command = Sequence[str]
+# Where only WORKERS changes, compose before 2.29.4 starts worker and bot anew all the same, and gracefully: they depend
+# on `migrate`, which has another WORKERS. `--no-recreate` would spare them, but also pass over whatever else is new in
+# `.env` or in an image, and let the old `migrate` check the plan with the old number.
 UP: Command = ("docker", "compose", "up", "-d")
 # A plain `up` leaves the service of a profile that is off running. The flag names the profile to compose.
 REMOVE_POOLER: Command = ("docker", "compose", "--profile", PROFILE, "rm", "-sf", PROFILE)
@@ -57,8 +60,10 @@ def running_workers() -> int | None:
     return len(answer.stdout.split()) if answer.returncode == 0 else None
 
 
-def run(command: Command) -> int:
+def run(command: Command, lock: int) -> int:
     """Run it on this terminal to its end; its exit code, negative for a signal that ended it.
+
+    It shares the descriptor `lock`: what that locks stays so while it runs, even if this process is killed.
 
     Raises Interrupted once it has ended, if SIGINT or SIGTERM came; OSError if it cannot be started.
     """
@@ -76,7 +81,7 @@ def run(command: Command) -> int:
     for each in usual:
         signal.signal(each, pass_on)
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, pass_fds=(lock,))
         if signals:  # one came before there was a child to pass it on to
             child.terminate()
         code = child.wait()

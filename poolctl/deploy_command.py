@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,7 +14,8 @@ from config import SettingsError
 from config.environment import DOTENV
 from config.errors import Fault
 from config.exit_codes import ExitCode
-from fleet.plan import PlanError, Verdict
+from fleet.plan import Plan, PlanError, Verdict
+from fleet.ways_out import ways_out
 from poolctl import compose_run
 from poolctl.compose_run import Command, Interrupted
 from poolctl.deployment import Deployment
@@ -26,7 +26,7 @@ from poolctl.dotenv_text import commented_out, values_of, with_value
 from poolctl.plan_command import REDIS_MAXCLIENTS
 from poolctl.plan_report import RedisShare, as_text
 
-STATE = ("WORKERS", "COMPOSE_PROFILES", "DB_POOL_MAX", "WORKER_DB_POOL_MAX")
+WHICH_STACK = ("COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR")  # these say which stack it is, wherever they are set
 
 
 def deploy(
@@ -53,7 +53,8 @@ def deploy(
 
     Edits the lines of .env that say so and keeps all others: .env is the state, which a later plain
     `docker compose up -d` finds there. Prints the change, the plan and the compose command. Nothing is written if the
-    plan is over. Without options it shows the state.
+    plan of .env is over. Settings of the shell, which compose prefers, are named; --apply refuses them. Without options
+    it shows the state.
 
     Exit codes: 1 the plan is over, 2 bad settings or usage, 3 docker is missing or docker compose failed.
     """
@@ -65,8 +66,13 @@ def deploy(
             "docker is not on PATH: install Docker with its compose plugin, or leave out --apply; nothing was written"
         )
     file = DotenvFile(Path.cwd())
-    with nullcontext() if order.is_empty and not apply else file.held(_say_waiting):
-        _carry_out(order, file, apply=apply)
+    if order.is_empty and not apply:
+        _carry_out(order, file)
+        return
+    with file.held(_say_waiting) as lock:
+        commands = _carry_out(order, file, apply=apply)
+        if apply:
+            _run(commands, lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,9 @@ class _Outcome:
 
     text: str  # of `.env`
     changes: list[Change]
-    overriding: list[str]  # of the shell, left aside here
-    deployment: Deployment
+    overriding: list[str]  # of the shell
+    deployment: Deployment  # of `.env` alone, which is what a later plain `up` finds
+    here: Deployment  # with the shell's
 
     @classmethod
     def of(cls, order: Order, before: str | None) -> _Outcome:
@@ -87,18 +94,18 @@ class _Outcome:
         for change in changed:
             text = _edited(text, change)
         after = values_of(text)
-        stronger = overriding(order, changed, after, shell)
-        environ = after | {name: value for name, value in shell.items() if name not in stronger}
-        return cls(text, changed, stronger, Deployment.of(environ))
+        alone = after | {name: shell[name] for name in WHICH_STACK if name in shell}
+        return cls(text, changed, overriding(after, shell), Deployment.of(alone), Deployment.of({**after, **shell}))
 
 
-def _carry_out(order: Order, file: DotenvFile, *, apply: bool) -> None:
+def _carry_out(order: Order, file: DotenvFile, *, apply: bool = False) -> tuple[Command, ...]:
+    """Everything but the commands, which are returned."""
     before = file.read()
     _check_folder(values_of(before or ""))
     outcome = _Outcome.of(order, before)
     deployment, plan = outcome.deployment, outcome.deployment.plan
     if apply and outcome.overriding:
-        raise SettingsError(_overriding_faults(outcome.overriding))
+        raise SettingsError([_overriding_fault(outcome.overriding)])
     changed = outcome.text != (before or "")
     over = plan.verdict is Verdict.OVER
     if changed and not over:
@@ -117,8 +124,7 @@ def _carry_out(order: Order, file: DotenvFile, *, apply: bool) -> None:
         typer.echo(f"{DOTENV} has these lines already")
     commands = compose_run.commands_for(remove_pooler=order.pgbouncer is False)
     typer.echo(f"{'runs' if apply else 'to put it in force'}: {compose_run.as_line(commands)}")
-    if apply:
-        _run(commands)
+    return commands
 
 
 def _edited(text: str, change: Change) -> str:
@@ -132,18 +138,18 @@ def _check_folder(dotenv: dict[str, str]) -> None:
         raise SettingsError([Fault(str(Path.cwd()), "has no docker-compose.yml", "run this in the stack's folder")])
 
 
-def _overriding_faults(names: list[str]) -> Iterator[Fault]:
-    for name in names:
-        yield Fault(name, f"of the shell wins over {DOTENV}", f"unset {name} in the shell")
+def _overriding_fault(names: list[str]) -> Fault:
+    verb = "wins" if len(names) == 1 else "win"
+    return Fault(", ".join(names), f"of the shell {verb} over {DOTENV}", f"unset {' '.join(names)} in the shell")
 
 
 def _notes(order: Order, outcome: _Outcome) -> Iterator[str]:
     """What may surprise, a line each."""
     plan, values = outcome.deployment.plan, values_of(outcome.text)
-    yield from map(str, _overriding_faults(outcome.overriding))
-    if order.is_empty:  # nothing is written that these could win over, but they are part of the state
-        seen = (name for name in STATE if os.environ.get(name, values.get(name, "")) != values.get(name, ""))
-        yield from (f"{name} of the shell wins over {DOTENV}" for name in seen)
+    if outcome.overriding:
+        yield str(_overriding_fault(outcome.overriding))
+        if outcome.here != outcome.deployment:
+            yield f"in this shell docker compose would make it {outcome.here}: {outcome.here.plan.verdict}"
     yield from (f"warning: {warning}" for warning in outcome.deployment.warnings)
     for change in outcome.changes:
         if change.name.endswith("DB_POOL_MIN"):
@@ -166,10 +172,20 @@ def _refuse_over(order: Order, before: str | None, deployment: Deployment) -> No
     fitting = [str(each) for each in deployment.orders_out(order) if _fits(each, before)]
     typer.echo(
         f"the plan is over, {DOTENV} is not changed: "
-        + (f"try {', or '.join(fitting)}" if fitting else "take one of the ways out, or fewer workers"),
+        + (f"try {', or '.join(fitting)}" if fitting else _without_an_order(deployment.plan)),
         err=True,
     )
     raise typer.Exit(ExitCode.FINDING)
+
+
+def _without_an_order(plan: Plan) -> str:
+    """What is left to do; nothing that would not help."""
+    remedies = []
+    if ways_out(plan):
+        remedies.append("take a way out")
+    if plan.max_workers:
+        remedies.append(f"order fewer workers, at most {plan.max_workers}")
+    return ", or ".join(remedies) or "no single change is enough, begin with a larger POSTGRES_MAX_CONNECTIONS"
 
 
 def _fits(order: Order, before: str | None) -> bool:
@@ -179,12 +195,12 @@ def _fits(order: Order, before: str | None) -> bool:
         return False
 
 
-def _run(commands: tuple[Command, ...]) -> None:
+def _run(commands: tuple[Command, ...], lock: int) -> None:
     """Raises Exit for the first that fails."""
     line = compose_run.as_line(commands)
     for command in commands:
         try:
-            code = compose_run.run(command)
+            code = compose_run.run(command, lock)
         except Interrupted:
             _fail(f"interrupted: {DOTENV} has the new state, `{line}` puts it in force")
         except OSError as error:
@@ -201,4 +217,4 @@ def _fail(line: str) -> NoReturn:
 
 
 def _say_waiting() -> None:
-    typer.echo("another poolctl deploy is at work in this folder: waiting for its end", err=True)
+    typer.echo("another poolctl deploy, or its docker compose, is at work here: waiting for its end", err=True)

@@ -1,9 +1,9 @@
-"""The fleet that compose makes of `.env` and the shell, and its plan. Pure."""
+"""The fleet that compose makes of its variables, and its plan. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from config import Settings
 from config.variables import secret_names
@@ -17,12 +17,12 @@ DEFAULT_WORKERS = 2  # docker-compose.yml's, where WORKERS is not set
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The fleet that compose makes of `.env` and the shell."""
+    """The fleet that compose makes of its variables: those of `.env`, and of the shell."""
 
     plan: Plan
-    pgbouncer: Pooler  # as it is, or as it would be
+    pgbouncer: Pooler = field(compare=False)  # as it is, or as it would be
     redis_max_connections: int
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = field(compare=False)
 
     @classmethod
     def of(cls, values: Variables) -> Deployment:

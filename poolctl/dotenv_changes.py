@@ -15,6 +15,7 @@ from config.environment import ROLES, Environment, Value, read
 from config.errors import Fault
 from config.groups import LARGEST_POOL, DatabaseSettings
 from config.stack import ALL_PROFILES, PROFILE
+from config.variables import known_names, secret_names
 from fleet.ways_out import POOLED_POOL_MAX
 from poolctl.dotenv_text import PLAIN
 
@@ -22,6 +23,9 @@ DIRECT, POOLED = "postgres", "pgbouncer"  # the stack's hosts
 URL_OVERRIDE = "docker-compose.database-url.yml"  # hands DATABASE_URL on as a file
 UNREAD = ("COMPOSE_ENV_FILES", "COMPOSE_DISABLE_ENV_FILE")  # with these compose reads no `.env`
 REASON = "poolctl deploy: COMPOSE_PROFILES decides"
+_OPEN_SECRETS = {"DATABASE_URL", "REDIS_URL"}  # the containers have the others from files alone
+_FROM_FILES = {name + end for name in secret_names() - _OPEN_SECRETS for end in ("", "_FILE")}
+HANDED_ON = known_names() - _FROM_FILES  # what compose takes from the shell or `.env`
 
 Variables = Mapping[str, str]
 
@@ -90,17 +94,10 @@ def applied(dotenv: Variables, changed: list[Change]) -> dict[str, str]:
     return values | {change.name: change.value for change in changed if change.value is not None}
 
 
-def overriding(order: Order, changed: list[Change], after: Variables, shell: Variables) -> list[str]:
-    """Variables of the shell because of which compose would not do what was ordered: it prefers them to `.env`."""
-    names = [change.name for change in changed if change.value not in (None, shell.get(change.name, change.value))]
-    if any(change.name == "DB_POOL_MAX" for change in changed) and shell.get("WORKER_DB_POOL_MAX", "").strip():
-        names.append("WORKER_DB_POOL_MAX")
-    if order.pgbouncer is not None:
-        if "COMPOSE_PROFILES" in shell and has_pgbouncer(shell) is not order.pgbouncer:
-            names.append("COMPOSE_PROFILES")
-        names += [name for name in contradicting(order.pgbouncer, {**after, **shell}) if name in shell]
-    names += [name for name in UNREAD if shell.get(name, "").strip()]
-    return sorted(set(names))
+def overriding(dotenv: Variables, shell: Variables) -> list[str]:
+    """Variables of the shell because of which compose would not do what `.env` says: it prefers them."""
+    names = {name for name in HANDED_ON & shell.keys() if shell[name].strip() != dotenv.get(name, "").strip()}
+    return sorted(names | {name for name in UNREAD if shell.get(name, "").strip()})
 
 
 def contradicting(pgbouncer: bool, values: Variables) -> list[str]:

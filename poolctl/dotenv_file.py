@@ -37,10 +37,11 @@ class DotenvFile:
             raise _error(f"cannot be read ({error.strerror})", "make it readable, or remove it") from error
 
     @contextmanager
-    def held(self, on_wait: Callable[[], None]) -> Iterator[None]:
+    def held(self, on_wait: Callable[[], None]) -> Iterator[int]:
         """Hold it against every other process that does so; calls `on_wait` before it waits for one.
 
-        It is the folder that is locked: the file itself is replaced. The kernel unlocks it when this process ends.
+        It is the folder that is locked: the file itself is replaced. The kernel unlocks it when this process ends, and
+        every child that was given the descriptor, which is what this yields.
         """
         try:
             folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -52,7 +53,7 @@ class DotenvFile:
             except BlockingIOError:
                 on_wait()
                 fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
+            yield folder
         finally:
             os.close(folder)
 

@@ -19,7 +19,10 @@ from tests.processes import ROOT, Spawned, Spawner
 from tests.secrecy import Secrecy
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow  # fifty starts of poolctl
+
 UP = "[docker][compose][up][-d]"
+WAITS = "another poolctl deploy, or its docker compose, is at work here: waiting for its end"
 REMOVE = "[docker][compose][--profile][pgbouncer][rm][-sf][pgbouncer]"
 DOCKER = """\
 #!/bin/sh
@@ -29,6 +32,7 @@ if [ "$2" = ps ]; then for each in $RUNNING; do echo "$each"; done; exit 0; fi
 cat .env >"$CALLS.env"
 if [ -t 0 ] && [ -t 1 ]; then echo 'on a terminal'; fi
 if [ -n "$HANGS" ]; then
+  echo $$ >"$CALLS.pid"
   trap 'echo "[ends]" >>"$CALLS"; exit 130' TERM INT
   echo 'up and up'
   while :; do /bin/sleep 0.05; done
@@ -113,7 +117,7 @@ def test_to_pgbouncer_and_back(stack: Stack) -> None:
 
 
 def test_state(stack: Stack) -> None:
-    """Without options nothing changes, and the state is told as compose sees it."""
+    """Without options nothing changes; what is told is the state of `.env`, and what the shell makes of it."""
     assert "state: 2 workers, pools of 10, straight to the database" in stack.deploy().stdout
     assert not stack.dotenv.exists()
     stack.dotenv.write_text("WORKERS=4\nDB_POOL_MAX=7\n")
@@ -124,8 +128,11 @@ def test_state(stack: Stack) -> None:
     assert ".env" not in done.stdout
     assert stack.written() == before
     done = stack.deploy(WORKERS="5")
-    assert "state: 5 workers" in done.stdout
-    assert done.stderr == "WORKERS of the shell wins over .env\n"
+    assert "state: 4 workers" in done.stdout
+    assert done.stderr == (
+        "WORKERS of the shell wins over .env: unset WORKERS in the shell\n"
+        "in this shell docker compose would make it 5 workers, pools of 7, straight to the database: fits\n"
+    )
     assert stack.calls() == []
 
 
@@ -245,12 +252,30 @@ def test_one_at_a_time(stack: Stack) -> None:
     first = stack.start("--workers", "3", "--apply", HANGS="1")
     first.wait_for("up and up")
     second = stack.start("--pool-max", "4", "--apply")
-    second.wait_for("another poolctl deploy is at work in this folder: waiting for its end")
+    second.wait_for(WAITS)
     assert stack.dotenv.read_text() == "WORKERS=3\n"
     assert stack.calls() == [UP]
     first.send(signal.SIGTERM)
     assert (first.wait(), second.wait()) == (3, 0)
     assert stack.dotenv.read_text() == "WORKERS=3\nDB_POOL_MAX=4\n"
+    assert stack.calls() == [UP, "[ends]", UP]
+
+
+def test_killed(stack: Stack) -> None:
+    """Compose goes on then, and the next one waits for it: two at a time would fight for the containers."""
+    first = stack.start("--workers", "3", "--apply", HANGS="1")
+    first.wait_for("up and up")
+    compose = int(Path(stack.environ["CALLS"] + ".pid").read_text())
+    try:
+        first.send(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+        second = stack.start("--pool-max", "4", "--apply")
+        second.wait_for(WAITS)
+        assert stack.calls() == [UP]
+        assert stack.dotenv.read_text() == "WORKERS=3\n"
+    finally:
+        os.kill(compose, signal.SIGTERM)
+    assert second.wait() == 0
     assert stack.calls() == [UP, "[ends]", UP]
 
 
@@ -261,10 +286,66 @@ def test_the_shell_wins(stack: Stack) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     assert not stack.dotenv.exists()
     done = stack.deploy("--workers", "3", WORKERS="4")
-    assert (done.returncode, done.stderr) == (0, line)
+    assert (done.returncode, done.stderr.splitlines(keepends=True)[0]) == (0, line)
     assert "after this: 3 workers" in done.stdout
     assert stack.dotenv.read_text() == "WORKERS=3\n"
+    done = stack.deploy("--apply", WORKERS="4", LOG_LEVEL="DEBUG")
+    line = "LOG_LEVEL, WORKERS of the shell win over .env: unset LOG_LEVEL WORKERS in the shell\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     assert stack.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fleet"),
+    [
+        ("DB_POOL_MAX", "5", "10 workers, pools of 5, straight to the database"),
+        ("COMPOSE_PROFILES", "pgbouncer", "10 workers, pools of 10, through PgBouncer"),
+        ("POSTGRES_MAX_CONNECTIONS", "500", "10 workers, pools of 10, straight to the database"),
+    ],
+)
+def test_the_shell_does_not_make_it_fit(stack: Stack, name: str, value: str, fleet: str) -> None:
+    """What is written is for a plain `up` without that variable: it has to fit alone."""
+    done = stack.deploy("--workers", "10", **{name: value})
+    assert (done.returncode, stack.dotenv.exists()) == (1, False)
+    assert "peak                         110  over" in done.stdout
+    told, here, refused = done.stderr.splitlines()
+    assert told == f"{name} of the shell wins over .env: unset {name} in the shell"
+    assert here == f"in this shell docker compose would make it {fleet}: fits"
+    assert refused.startswith("the plan is over, .env is not changed: try poolctl deploy --workers 10 --pool-max 6,")
+
+
+def test_the_shell_makes_it_too_large(stack: Stack) -> None:
+    """`.env` is right, and is written; compose would not be run in this shell."""
+    done = stack.deploy("--workers", "3", WORKERS="50")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1] == (
+        "in this shell docker compose would make it 50 workers, pools of 10, straight to the database: over"
+    )
+    assert stack.dotenv.read_text() == "WORKERS=3\n"
+
+
+@pytest.mark.parametrize(
+    ("dotenv", "arguments", "line"),
+    [
+        ("POSTGRES_MAX_CONNECTIONS=10\n", ("--workers", "2"), "take a way out"),
+        (
+            "DATABASE_URL=postgres://u:p@h/d\n",
+            ("--workers", "50"),
+            "take a way out, or order fewer workers, at most 13",
+        ),
+        (
+            "COMPOSE_PROFILES=pgbouncer\nPGBOUNCER_MAX_CLIENT_CONN=5\nPOSTGRES_MAX_CONNECTIONS=10\n",
+            ("--workers", "2"),
+            "no single change is enough, begin with a larger POSTGRES_MAX_CONNECTIONS",
+        ),
+    ],
+)
+def test_over_and_no_order_fits(stack: Stack, dotenv: str, arguments: tuple[str, ...], line: str) -> None:
+    """What is advised helps: fewer workers only where one at least would fit."""
+    stack.dotenv.write_text(dotenv)
+    done = stack.deploy(*arguments)
+    assert (done.returncode, stack.dotenv.read_text()) == (1, dotenv)
+    assert done.stderr.splitlines()[-1] == f"the plan is over, .env is not changed: {line}"
 
 
 def test_a_scale_by_hand(stack: Stack) -> None:

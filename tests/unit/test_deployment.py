@@ -1,4 +1,4 @@
-"""The fleet that compose makes of `.env` and the shell."""
+"""The fleet that compose makes of its variables."""
 
 from __future__ import annotations
 

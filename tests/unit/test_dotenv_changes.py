@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from config import SettingsError
-from poolctl.dotenv_changes import Change, Order, applied, changes, contradicting, overriding
+from config.reference import REFUSED
+from poolctl.dotenv_changes import HANDED_ON, Change, Order, applied, changes, contradicting, overriding
 
+ROOT = Path(__file__).resolve().parents[2]
 THROUGH, DIRECT = Order(pgbouncer=True), Order(pgbouncer=False)
 
 
@@ -138,11 +143,10 @@ def test_changes(order: Order, dotenv: dict[str, str], wanted: dict[str, str | N
 )
 def test_refused(order: Order, dotenv: dict[str, str], line: str) -> None:
     """One line with what to do, and no password."""
-    for values, shell in ((dotenv, {}), ({}, dotenv)):
-        if shell and "COMPOSE_PROFILES" in shell:
-            continue  # the shell's is not edited
+    shells = [{}, dotenv] if "exclude" in line or "cannot move" in line else [{}]  # the shell's are told, not edited
+    for shell in shells:
         with pytest.raises(SettingsError) as error:
-            overriding(order, changes(order, values, shell), values, shell)
+            changes(order, {} if shell else dotenv, shell)
         assert str(error.value).startswith(line)
         assert len(str(error.value).splitlines()) == 1
         assert "hunter2" not in str(error.value)
@@ -155,28 +159,38 @@ def test_numbers_have_bounds(numbers: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "dotenv", "shell", "names"),
+    ("dotenv", "shell", "names"),
     [
-        (Order(workers=10), {}, {"WORKERS": "3"}, ["WORKERS"]),
-        (Order(workers=10), {}, {"WORKERS": ""}, ["WORKERS"]),
-        (Order(workers=10), {}, {"WORKERS": "10", "DB_POOL_MAX": "3"}, []),
-        (Order(pool_max=5), {}, {"DB_POOL_MAX": "3"}, ["DB_POOL_MAX"]),
-        (Order(pool_max=5), {}, {"WORKER_DB_POOL_MAX": "3"}, ["WORKER_DB_POOL_MAX"]),
-        (Order(pool_max=5), {"WORKER_DB_POOL_MAX": "8"}, {"DB_POOL_MAX": "3"}, []),
-        (THROUGH, {}, {"COMPOSE_PROFILES": ""}, ["COMPOSE_PROFILES"]),
-        (THROUGH, {"COMPOSE_PROFILES": "pgbouncer"}, {"COMPOSE_PROFILES": "tools"}, ["COMPOSE_PROFILES"]),
-        (DIRECT, {}, {"COMPOSE_PROFILES": "tools,pgbouncer"}, ["COMPOSE_PROFILES"]),
-        (DIRECT, {}, {"COMPOSE_PROFILES": "tools"}, []),
-        (THROUGH, {}, {"DB_HOST": "postgres"}, ["DB_HOST"]),
-        (DIRECT, {}, {"DB_HOST": "postgres"}, []),
-        (Order(workers=10), {}, {"COMPOSE_ENV_FILES": "other"}, ["COMPOSE_ENV_FILES"]),
-        (Order(), {}, {"WORKERS": "3"}, []),
+        ({}, {}, []),
+        ({"WORKERS": "10"}, {"WORKERS": "3"}, ["WORKERS"]),
+        ({"WORKERS": "10"}, {"WORKERS": ""}, ["WORKERS"]),
+        ({"WORKERS": "10"}, {"WORKERS": " 10", "DB_POOL_MAX": ""}, []),
+        ({"WORKERS": "10"}, {"WORKERS": "9", "DB_POOL_MAX": "3"}, ["DB_POOL_MAX", "WORKERS"]),
+        ({"DB_POOL_MAX": "5"}, {"WORKER_DB_POOL_MAX": "3"}, ["WORKER_DB_POOL_MAX"]),
+        ({"COMPOSE_PROFILES": "pgbouncer"}, {"COMPOSE_PROFILES": "tools"}, ["COMPOSE_PROFILES"]),
+        ({}, {"DB_HOST": "db.example.com", "LOG_LEVEL": "DEBUG"}, ["DB_HOST", "LOG_LEVEL"]),
+        ({}, {"DATABASE_URL": "postgres://u:hunter2@h/d"}, ["DATABASE_URL"]),
+        ({}, {"POOLCTL_IMAGE": "poolctl:2"}, ["POOLCTL_IMAGE"]),
+        # With these compose reads no `.env`
+        ({"COMPOSE_ENV_FILES": "other"}, {"COMPOSE_ENV_FILES": "other"}, ["COMPOSE_ENV_FILES"]),
+        # No container is given these, or they are not ours
+        ({}, {"DB_PASSWORD": "x", "BOT_TOKEN": "y", "DB_PASSWORD_FILE": "z", "HOME": "/root", "COMPOSE_FILE": "a"}, []),
     ],
 )
-def test_the_shell_wins(order: Order, dotenv: dict[str, str], shell: dict[str, str], names: list[str]) -> None:
-    """Variables of the shell with which compose would do something else, and no others."""
-    made = changes(order, dotenv, shell)
-    assert overriding(order, made, applied(dotenv, made), shell) == names
+def test_the_shell_wins(dotenv: dict[str, str], shell: dict[str, str], names: list[str]) -> None:
+    """Settings that the shell has otherwise, and nothing else of it."""
+    assert overriding(dotenv, shell) == names
+
+
+def test_all_that_compose_takes_is_known() -> None:
+    """Each setting that a compose file of the stack takes from the shell or `.env`, and none that comes from a file."""
+    taken: set[str] = set()
+    for path in ROOT.glob("docker-compose*.yml"):
+        text = path.read_text()
+        taken |= set(re.findall(r"\$\{([A-Z_]+)", text)) | set(re.findall(r"^ +([A-Z_]+):$", text, re.MULTILINE))
+    assert len(taken) > 50
+    assert taken - set(REFUSED) <= HANDED_ON
+    assert not HANDED_ON & {"DB_PASSWORD", "WORKER_DB_PASSWORD_FILE", "BOT_TOKEN", "REDIS_PASSWORD"}
 
 
 PROFILES = st.lists(st.sampled_from(["a", "b", "pgbouncer", " pgbouncer", "c "]), max_size=4).map(",".join)
