@@ -10,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null)
 .PHONY: $(VENV) help demo test test-slow e2e secrets check bench reference lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[$$a-z()VENV-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[$$a-z0-9()VENV-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); printf "%-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bot, 300 jobs
 	LOG_LEVEL=$${LOG_LEVEL:-WARNING} $(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once

@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config import Settings, SettingsError
+from fleet.plan import Supply, Verdict
+from fleet.plan_check import too_large
+from fleet.registry import JobCounts, ProcessEntry
+from pool import PoolSnapshot
+from poolctl.deployment import Deployment
 from tests.conftest import Environ
 from tests.processes import Spawner
 
@@ -77,6 +84,32 @@ def test_scaling(command: str, output: str, spawn: Spawner) -> None:
 def test_all_commands_of_scaling_are_run() -> None:
     """No command in docs/scaling.md is left out by the test above."""
     assert len(PLANS) == SCALING.count("\n$ ") >= 5
+
+
+def test_findings_are_real() -> None:
+    """Ten workers and a bot with pools of ten are told what README shows."""
+    shown = re.search(r"^pools of all live processes \(11\): up to 110 .*\nfinding: (.*) …$", README, re.MULTILINE)
+    assert shown is not None
+    pool = PoolSnapshot("worker", 1, 10, 1, 1, 0, 0, 0, 0, 0, 0, 0.0)
+    worker = ProcessEntry("worker", "host", 1, datetime.now(UTC), 1.0, 0.0, pool, JobCounts())
+    said = too_large([worker] * 10 + [replace(worker, role="bot")], Supply())
+    assert said is not None
+    assert said.startswith(shown[1])
+
+
+def test_the_three_ways_fit() -> None:
+    """README's table of three ways has the plan's sums, each fits the server, and no more connections were measured."""
+    rows = re.findall(r"^\| (`DB_POOL_MAX=.*) \| (.*) \| (\d+) \|.*\|$", README, re.MULTILINE)
+    assert len(rows) == 3
+    for lines, total, at_once in rows:
+        plan = Deployment.of({"WORKERS": "10", **dict(re.findall(r"`([A-Z_]+)=(\w+)`", lines))}).plan
+        assert plan.verdict is not Verdict.OVER
+        assert int(at_once) <= plan.servers_peak
+        if plan.pooler is None:
+            assert total.endswith(f" = {plan.total_peak} of {plan.supply.available}")
+        else:
+            sizes = f"{plan.pooler.default_pool_size} + {plan.pooler.reserve_pool_size}"
+            assert total == f"{plan.total_peak} clients on {sizes}"
 
 
 def test_faults_are_real() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tomllib
 from pathlib import Path
@@ -20,6 +22,7 @@ from fleet.plan import Demand, Plan, Pooler, Supply, Verdict
 from tests.compose_file import COMPOSED, megabytes, seconds
 from tests.kustomization import Resource, build
 from tests.shell_script import run
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -34,8 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of deploy/kubernetes, with passwords."""
     copy = tmp_path_factory.mktemp("deploy") / "kubernetes"
     shutil.copytree(KUBERNETES, copy, ignore=shutil.ignore_patterns("*_password"))
-    environ = {"PATH": os.environ["PATH"], "SECRETS_DIR": str(copy / "base" / "secrets"), "DOTENV": os.devnull}
-    subprocess.run(["sh", ROOT / "deploy" / "secrets.sh"], env=environ, check=True, capture_output=True, timeout=30)
+    environ = {"PATH": os.environ["PATH"], "SECRETS_DIR": str(copy / "base" / "secrets")}
+    script = ROOT / "deploy" / "secrets.sh"  # elsewhere than in this clone, whose .env it would read
+    subprocess.run(["sh", script], env=environ, cwd=copy, check=True, capture_output=True, timeout=30)
     return copy
 
 
@@ -191,6 +195,13 @@ def test_a_pod_sees_its_own_secrets(resources: list[Resource]) -> None:
             assert {"DB_PASSWORD", "REDIS_PASSWORD", "PGBOUNCER_PASSWORD"} & set(variables) == set()
 
 
+def test_no_secret_ends_in_a_line_break(resources: list[Resource]) -> None:
+    """KEDA takes the value as it is: with a line break it would be another password."""
+    values = [base64.b64decode(value) for value in one(resources, "Secret", "passwords")["data"].values()]
+    assert len(values) == 3
+    assert all(value and value == value.strip() for value in values)
+
+
 def test_no_secret_is_committed() -> None:
     """Git passes over the folder of the passwords, which is there only once they are made."""
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
@@ -320,6 +331,10 @@ def test_probes(resources: list[Resource], name: str, tmp_path: Path) -> None:
     assert script.startswith(f"python -m {name} --health ")
     codes = {code: run(script, tmp_path, python=f"exit {code}").returncode for code in range(4)}
     assert {code for code, ended in codes.items() if ended == 0} == {0, 3}
+    # Compose's check has so much time, on the same machines.
+    patience_s = seconds(COMPOSED[name]["healthcheck"]["timeout"])
+    for probe in (container["startupProbe"], container["livenessProbe"]):
+        assert probe["timeoutSeconds"] >= patience_s
 
 
 @pytest.mark.parametrize("name", ["worker", "bot"])
@@ -333,6 +348,31 @@ def test_waits_for_the_schema(resources: list[Resource], name: str, tmp_path: Pa
         check = f'echo x >>{called}; [ "$(wc -l <{called})" -lt 3 ] && exit 3; exit {code}'
         assert run(script, tmp_path, poolctl=check, sleep=":").returncode == 0
         assert called.read_text().count("x") == 3
+
+
+@pytest.mark.parametrize("name", ["worker", "bot"])
+@pytest.mark.parametrize("stuck", ["poolctl", "sleep"])
+def test_a_pod_that_waits_can_be_deleted(resources: list[Resource], name: str, stuck: str, tmp_path: Path) -> None:
+    """SIGTERM ends the wait at once, by a trap: as process 1 a shell would ignore it."""
+    (container,) = pods(resources)[name]["initContainers"]
+    called = tmp_path / "called"
+    for command, text in {
+        "poolctl": "exit 3",
+        "sleep": "exit 0",
+        stuck: f"touch {called}; exec tail -f /dev/null",
+    }.items():
+        program = tmp_path / command
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(container["args"], env=environ, start_new_session=True)
+    try:
+        wait_until(called.exists, timeout_s=10, what=f"{stuck} is called")
+        process.terminate()
+        assert process.wait(timeout=10) == 143
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
 
 
 def test_migration_gives_up_at_once(resources: list[Resource]) -> None:

@@ -182,6 +182,22 @@ def test_an_update_fits() -> None:
     assert Plan(Demand(workers=10, pool_max=5), Supply(), two_poolers).verdict is Verdict.FITS
 
 
+def test_the_largest_fleets_whose_update_fits() -> None:
+    """docs/swarm.md names them: with each worker counted twice so many fit, and not one more."""
+    document = " ".join((ROOT / "docs" / "swarm.md").read_text(encoding="utf-8").split())
+    shown = re.search(
+        r"`max_connections=(\d+)` that is up to (\d+) workers with pools of (\d+), or (\d+) with pools of (\d+);"
+        r" through PgBouncer up to (\d+) with pools of (\d+)",
+        document,
+    )
+    assert shown is not None
+    max_connections, *fleets = map(int, shown.groups())
+    assert max_connections == Supply().max_connections
+    for workers, pool_max, pooler in zip(fleets[::2], fleets[1::2], (None, None, Pooler()), strict=True):
+        plans = (Plan(Demand(workers=n, pool_max=pool_max, surge=2), Supply(), pooler) for n in (workers, workers + 1))
+        assert [plan.verdict_deploy is Verdict.FITS for plan in plans] == [True, False], (workers, pool_max)
+
+
 def test_the_second_file_is_the_switch() -> None:
     """Without it nobody is sent to a PgBouncer that does not run; with it worker, bot and migrations are."""
     first = load(STACK)["services"]
