@@ -21,6 +21,8 @@ from tests.secrecy import Secrecy
 from tests.terminal import Terminal
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # a fleet of its own for each
+
 README = (ROOT / "examples" / "reminder" / "README.md").read_text(encoding="utf-8")
 APP = {"APP": "examples.reminder"}
 PATIENT_S = 90.0  # the machine may be busy
@@ -175,7 +177,6 @@ async def test_up(spawn: Spawner, secrecy: Secrecy, tmp_path: Path) -> None:
         assert await asyncio.to_thread(fleet.process.wait, PATIENT_S) == 0
 
 
-@pytest.mark.slow
 def test_up_migrates(spawn: Spawner, secrecy: Secrecy, tmp_path: Path) -> None:
     """`poolctl up` applies the app's migrations to its own database."""
     with open_project(tmp_path, spawn, secrecy) as project:

@@ -20,6 +20,8 @@ from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # fifty starts of poolctl
+
 KEYS = {
     *("workers", "pool_max", "overhead", "total_idle", "total_peak", "total_deploy", "max_connections"),
     *("reserved", "usable", "verdict", "verdict_deploy", "max_workers", "max_pool", "ways_out"),

@@ -16,6 +16,8 @@ from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real processes and real waits: minutes
+
 SECRET = TOKEN.partition(":")[2]
 PATIENT_S = 90.0  # the machine may be busy; how long a takeover takes at most is in tests/integration/test_bot_lease.py
 
@@ -157,7 +159,6 @@ async def test_killed(pair: Pair) -> None:
     assert len(pair.api.texts()) == 2
 
 
-@pytest.mark.slow
 async def test_frozen(pair: Pair) -> None:
     """When the bot that polls is frozen, the other takes over; the first stands by when it goes on."""
     await pair.ask(1)
@@ -182,7 +183,6 @@ async def test_ended(pair: Pair) -> None:
     assert len(pair.api.texts()) == 2
 
 
-@pytest.mark.slow
 async def test_partitioned(spawn: Spawner, telegram: Environ, api: FakeBotApi) -> None:
     """A bot that Redis does not hear from stops polling by itself before another polls, and stands by afterwards."""
     async with open_proxy(telegram["REDIS_HOST"], telegram["REDIS_PORT"]) as proxy:
@@ -205,7 +205,6 @@ async def test_partitioned(spawn: Spawner, telegram: Environ, api: FakeBotApi) -
         assert not [call for call in api.called("getUpdates") if call.status == 409]
 
 
-@pytest.mark.slow
 async def test_rolling_update(spawn: Spawner, telegram: Environ, api: FakeBotApi) -> None:
     """While bots replace each other one by one, every message is answered once."""
     bots = [spawn("bot", environ=telegram)]

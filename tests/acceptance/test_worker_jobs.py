@@ -20,6 +20,8 @@ from tests.job_worker import SLOW, SLOW_AGAIN, TROUBLE, UNIQUE, WORK, Trouble, W
 from tests.processes import Spawner
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # a worker of its own for each
+
 
 @pytest.fixture
 async def queue(environ: dict[str, str]) -> AsyncIterator[ArqRedis]:

@@ -18,6 +18,8 @@ from tests.proxy import open_proxy
 from tests.redis_server import RedisServer, open_redis_server
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # outages take their time
+
 
 @pytest.fixture
 def redis_server(servers: LocalServers, tmp_path: Path, tether: Tether) -> Iterator[RedisServer]:
@@ -167,7 +169,6 @@ async def test_redis_is_emptied(environ: dict[str, str], spawn: Spawner, redis_s
         await fleet.stop()
 
 
-@pytest.mark.slow
 async def test_an_orphan_after_an_outage(environ: dict[str, str], spawn: Spawner, redis_server: RedisServer) -> None:
     """A worker that is killed while Redis is away leaves an orphan, which another runs; the living keep theirs."""
     async with open_job_fleet(environ | {"WORKER_LEASE": "2", "WORKER_MAX_JOBS": "1"}, spawn) as fleet:
@@ -202,7 +203,6 @@ async def test_redis_is_full(environ: dict[str, str], spawn: Spawner, redis_serv
         await fleet.stop()
 
 
-@pytest.mark.slow
 async def test_a_worker_that_slept(environ: dict[str, str], spawn: Spawner) -> None:
     """A worker that is stopped for several leases loses its job to another; it goes on, and both may end it."""
     async with open_job_fleet(environ | {"WORKER_LEASE": "2"}, spawn) as fleet, client(environ) as queue:

@@ -15,6 +15,8 @@ from fleet.queue import open_queue
 from tests.proxy import open_proxy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # leases run out in real time
+
 KEY = "bot:test"
 MARK = "bot:test:handled"
 

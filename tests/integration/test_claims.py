@@ -140,7 +140,7 @@ async def test_a_claim_whose_answer_was_lost(environ: dict[str, str], queue: Arq
         assert await queue.hlen("arq:queue:claims") == 3
         assert claims.doubtful
         renewal = await claims.renew({kept.id: kept.mark})
-        assert sorted(renewal.put_back) == sorted(job.job_id.encode() for job in jobs[1:])
+        assert set(renewal.put_back) == {job.job_id.encode() for job in jobs} - {kept.id}  # of one moment, any is first
         assert [claim.tries for claim in (await claims.claim(5)).claims] == [1, 1]
 
 

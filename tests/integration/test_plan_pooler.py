@@ -25,6 +25,8 @@ from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real poolers
+
 Opener = Callable[..., PgBouncer]
 NOT_READ = "PgBouncer's settings are not read, the options and defaults count: "
 SIZES = {"reserve_pool_size": 3, "max_client_conn": 400, "max_db_connections": 0}

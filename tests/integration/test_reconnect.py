@@ -24,6 +24,8 @@ from tests.processes import Spawner
 from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 
+pytestmark = pytest.mark.slow  # real poolers
+
 Opener = Callable[..., PgBouncer]
 CONSOLE_PASSWORD = "pw-of-the-console"
 

@@ -20,6 +20,8 @@ from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real waits of a real client
+
 PATIENT_S = 60.0  # the machine may be busy
 
 
