@@ -25,7 +25,8 @@ COPY pool/ pool/
 COPY poolctl/ poolctl/
 COPY telemetry/ telemetry/
 COPY worker/ worker/
-RUN python -m compileall -q --invalidation-mode checked-hash /app
+# A clone that was made under umask 077 has files for its owner only.
+RUN chmod -R a+rX /app && python -m compileall -q --invalidation-mode checked-hash /app
 
 # --- What runs.
 FROM ${PYTHON_IMAGE}

@@ -3,7 +3,8 @@
 # DB_PASSWORD, REDIS_PASSWORD, POSTGRES_PASSWORD and PGBOUNCER_PASSWORD are taken where they are set, in the shell or,
 # behind it, in .env; so are BOT_TOKEN, DATABASE_URL and REDIS_URL, which get no file otherwise.
 # The folder has mode 0700, the files 0444: compose mounts them as they are, and the processes in the containers are not
-# root. Nothing is overwritten, and no value is printed.
+# root. A file has no line break at its end, because not everybody who reads it takes that away. Nothing is overwritten,
+# and no value is printed.
 set -eu
 
 refuse() {
@@ -15,6 +16,9 @@ refuse() {
 # name counts. What other readers might take for something else is refused.
 dotenv() {
   [ -e .env ] || return 0
+  if grep -q "^[[:space:]]*\(export[[:space:]]\{1,\}\)\{0,1\}$1[[:space:]]*:" .env; then
+    refuse "$1 in .env has a colon behind it: write $1=…"
+  fi
   text=$(sed -n "s/^[[:space:]]*\(export[[:space:]]\{1,\}\)\{0,1\}$1[[:space:]]*=[[:space:]]*//p" .env | tail -n 1 | tr -d '\r')
   quote=
   case $text in
@@ -51,6 +55,7 @@ make() {
   path=$folder/$1
   value=$(given "$2")
   if [ -e "$path" ]; then
+    grep -q '[^[:space:]]' "$path" || refuse "$path is empty: remove it, then run 'make secrets' again"
     if [ -n "$value" ] && [ "$value" != "$(cat "$path")" ]; then
       echo "kept    $path ($2 is another one: change the server's password, too, then remove the file)"
     else
@@ -67,12 +72,22 @@ make() {
     *'
 '*) refuse "$2 has several lines: give it on one line" ;;
   esac
-  # Under its name only when it is whole.
-  printf '%s\n' "$value" >"$path.new"
+  # Under its name only when it is whole; what a run that was killed has left cannot be written to.
+  rm -f "$path.new"
+  printf %s "$value" >"$path.new"
   chmod 0444 "$path.new"
   mv "$path.new" "$path"
   echo "created $path ($how)"
 }
+
+# The containers' users are not the owner of the scripts that are mounted, and a clone under umask 077 shuts them out.
+here=$(dirname "$0")
+for script in "$here"/postgres/*.sh "$here"/redis/*.sh "$here"/../pgbouncer/setup.sh; do
+  if [ -e "$script" ] && [ -n "$(find "$script" ! -perm -004)" ]; then
+    chmod a+rX "$script"
+    echo "opened  ${script##*/} (a container's user may read it now)"
+  fi
+done
 
 folder=${SECRETS_DIR:-}
 folder=${folder:-$(dotenv SECRETS_DIR)}

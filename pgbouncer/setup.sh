@@ -3,7 +3,8 @@
 # of others. Runs in PostgreSQL's container, as a superuser, as often as you like:
 #   - by PostgreSQL's image, when the data folder is new (it lies in /docker-entrypoint-initdb.d)
 #   - on a database that exists:  docker compose exec postgres sh /docker-entrypoint-initdb.d/20-pgbouncer.sh
-#   - to change the password: the same, after the secret's file has changed; then restart PgBouncer
+#   - to change the password, after the secret's file has changed: a container sees the file that was there when it
+#     started, so first  docker compose up -d --wait --force-recreate postgres,  then the same, then restart PgBouncer
 # The password never leaves the server: it reads the secret's file itself. So it is in no statement that a log,
 # pg_stat_activity or pg_stat_statements could show, and in no process's arguments.
 ( # The image may read this into its own shell instead of running it: nothing may be left there.

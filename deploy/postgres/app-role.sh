@@ -1,10 +1,13 @@
 #!/bin/sh
 # The application's role and its database. PostgreSQL's image runs this when the data folder is new; run again it mends
-# what is missing, and sets the password that is in the secret file now:
+# what is missing, and sets the password that is in the secret's file:
 #   docker compose exec postgres sh /docker-entrypoint-initdb.d/10-app-role.sh
+# A container sees the file that was there when it started. After a change of the password, before that:
+#   docker compose up -d --wait --force-recreate postgres
 # The role is no superuser: it owns its database, and may read statistics (pg_monitor) for `poolctl plan`, check and top.
 # What a pooler cannot carry as a start parameter stands at the role: the search path, jit=off (asyncpg's introspection
 # switches it off on some of a pooler's connections only), and the bound of a transaction that its client forgot.
+( # The image may read this into its own shell instead of running it: nothing may be left there.
 set -eu
 
 SECRET=${STACK_SECRETS:-/run/secrets}/db_password
@@ -16,7 +19,7 @@ refuse() {
   exit 2
 }
 
-[ -r "$SECRET" ] && [ -s "$SECRET" ] || refuse "$SECRET is missing, empty or unreadable: run 'make secrets'"
+grep -q '[^[:space:]]' "$SECRET" 2>/dev/null || refuse "$SECRET is missing, empty or unreadable: run 'make secrets'"
 [ "$role" != "$SUPERUSER" ] || refuse "DB_USER=$role is the superuser: give the application a role of its own"
 
 # The password is read by psql, so it is in no argument; and it goes into no log and not into pg_stat_statements.
@@ -42,3 +45,4 @@ ALTER ROLE :"role" SET search_path = :"schema";
 ALTER ROLE :"role" RESET search_path;
 \endif
 SQL
+)

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Redis with the password of a secret file, and never without one: a server that is given an empty password asks for
-# none. The password goes into a file in memory: as an argument, `ps` and `docker inspect` would show it.
+# none. Redis reads the password from its standard input: as an argument, `ps` and `docker inspect` would show it, and
+# the only folder to write to is the data's.
 # With --health: whether the server answers to whoever knows the password.
 set -eu
 
 SECRET=${STACK_SECRETS:-/run/secrets}/redis_password
-CONFIG=${REDIS_CONFIG:-/run/redis/redis.conf}
 
 refuse() {
   echo "redis: $SECRET $1: $2" >&2
@@ -28,6 +28,6 @@ if [ "${1:-}" = --health ]; then
   exit
 fi
 
-umask 077
-printf 'requirepass "%s"\n' "$(printf %s "$password" | sed 's/[\\"]/\\&/g')" >"$CONFIG"
-exec redis-server "$CONFIG" "$@"
+exec redis-server - "$@" <<CONFIG
+requirepass "$(printf %s "$password" | sed 's/[\\"]/\\&/g')"
+CONFIG

@@ -52,6 +52,14 @@ def test_no_secret_is_shown(up: Stack) -> None:
 
 
 @pytest.mark.parametrize("image", ["poolctl", "pgbouncer"])
+def test_images_are_small(images: Images, image: str) -> None:
+    """Both are under 250 MB."""
+    inspect = ["docker", "image", "inspect", "--format", "{{.Size}}", getattr(images, image)]
+    size = int(subprocess.run(inspect, capture_output=True, text=True, timeout=30, check=True).stdout)
+    assert 10_000_000 < size < 250_000_000
+
+
+@pytest.mark.parametrize("image", ["poolctl", "pgbouncer"])
 def test_no_secret_is_in_the_image(images: Images, image: str) -> None:
     """An image built where `.env` and `secrets/` lie holds neither; tests and the repository's history stay out too."""
     tag = getattr(images, image)

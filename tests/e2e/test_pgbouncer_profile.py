@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from tests.e2e.connections import Clients
-from tests.e2e.stack import Stack
+from tests.e2e.stack import ROOT, UP_S, Stack
 
 WORKERS, POOL_MAX = 20, 5
 WAY_OUT = re.compile(r"set (?P<lines>(?:\w+=\S+ )*COMPOSE_PROFILES=pgbouncer(?: \w+=\w+)*)")
+README = (ROOT / "pgbouncer" / "README.md").read_text(encoding="utf-8")
 BROKEN = re.compile(
     r"InvalidSQLStatementName|DuplicatePreparedStatement|prepared statement .* does not exist|Traceback"
 )
@@ -74,3 +75,18 @@ def test_check_finds_nothing(stack: Stack) -> None:
     said = stack.poolctl("check", check=False)
     assert "no findings" in said.stdout, said.stdout
     assert said.returncode == 0
+
+
+def test_another_password(stack: Stack) -> None:
+    """What pgbouncer/README.md says, typed: PgBouncer's role has the new password, and everybody gets through."""
+    (block,) = re.findall(r"```console\n(\$ rm -f secrets/pgbouncer_password .*?)```", README, re.DOTALL)
+    before = stack.secrets()
+    for command in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+        stack.run("sh", "-c", command, timeout_s=UP_S)
+    after = stack.secrets()
+    stack.secrecy.secrets |= set(after.values())
+    assert {name for name in after if after[name] != before[name]} == {"pgbouncer_password"}
+    stack.wait_until_healthy()
+    said = stack.poolctl("check", check=False)
+    assert "no findings" in said.stdout, said.stdout
+    stack.load(100).wait().check(units=16)

@@ -187,7 +187,7 @@ def test_superuser_is_refused(servers: LocalServers, run: Run, role: str) -> Non
     assert query(servers, "SELECT 1 FROM pg_database WHERE datname = $1", role) == []
 
 
-@pytest.mark.parametrize("content", [None, ""], ids=["missing", "empty"])
+@pytest.mark.parametrize("content", [None, "", "\n"], ids=["missing", "empty", "line break"])
 def test_no_password_no_role(servers: LocalServers, run: Run, role: str, secret: Path, content: str | None) -> None:
     """Without a password nothing is made, and one line says which file."""
     secret.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -46,8 +47,8 @@ def run(shell: Shell, project: Path) -> Run:
 
 
 def made(folder: Path) -> dict[str, str]:
-    """The secrets in a folder, as their readers take them."""
-    return {path.name: path.read_text().removesuffix("\n") for path in sorted(folder.iterdir())}
+    """The secrets in a folder, to the last byte."""
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
 
 
 def test_random(run: Run, project: Path) -> None:
@@ -153,6 +154,8 @@ def test_empty_in_dotenv(run: Run, project: Path, line: str) -> None:
         ('DB_PASSWORD="back\\5b1d"', "backslash"),
         ('DB_PASSWORD="quote\\"5b1d"', "backslash"),
         ("DB_PASSWORD='back\\5b1d'", "backslash"),
+        ("DB_PASSWORD: colon-5b1d", "colon"),
+        ("export DB_PASSWORD:colon-5b1d", "colon"),
         ("DB_PASSWORD='open-5b1d", "closing quote"),
         ('DB_PASSWORD="open-5b1d', "closing quote"),
     ],
@@ -167,6 +170,46 @@ def test_unclear_in_dotenv(run: Run, project: Path, line: str, reason: str) -> N
     assert done.stderr.count("\n") == 1
     assert "5b1d" not in done.stdout + done.stderr
     assert not (project / "secrets" / "db_password").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n"], ids=["empty", "line break"])
+def test_empty_file(run: Run, project: Path, content: str) -> None:
+    """A file that holds no password is not kept in silence: no server could be set up with it."""
+    run()
+    path = project / "secrets" / "db_password"
+    path.unlink()
+    path.write_text(content)
+    done = run()
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr == "secrets: ./secrets/db_password is empty: remove it, then run 'make secrets' again\n"
+    path.unlink()
+    assert run().returncode == 0
+
+
+def test_after_a_kill(run: Run, project: Path) -> None:
+    """What a run that was killed has left over is in nobody's way."""
+    left = project / "secrets" / "db_password.new"
+    left.parent.mkdir()
+    left.symlink_to(project / "nowhere" / "x")  # as unwritable as a file of mode 0444, for root, too
+    assert run().returncode == 0
+    assert list(made(project / "secrets")) == ALWAYS
+
+
+def test_scripts_are_opened(shell: Shell, tmp_path: Path) -> None:
+    """In a clone that is its owner's alone the scripts that compose mounts are opened to the containers' users."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
+    mounts = [mount for service in services for mount in service.get("volumes", []) if mount.startswith("./")]
+    scripts = [tmp_path / mount.split(":")[0] for mount in mounts]
+    for script in scripts:
+        script.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / script.relative_to(tmp_path), script)
+        script.chmod(0o700)
+    copied = Path(shutil.copy(SCRIPT, tmp_path / "deploy"))
+    done = shell.run(copied.relative_to(tmp_path), environ={}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("opened ") == len(scripts) > 2
+    assert {stat.S_IMODE(script.stat().st_mode) for script in scripts} == {0o755}
+    assert "opened" not in shell.run(copied.relative_to(tmp_path), environ={}, cwd=tmp_path).stdout
 
 
 def test_several_lines(run: Run, project: Path) -> None:
