@@ -18,8 +18,8 @@ demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bo
 test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not e2e"
 
-test-slow: $(VENV)/dev.stamp ## the tests that take long
-	$(BIN)/python -m pytest -m "slow and not e2e"
+test-slow: $(VENV)/dev.stamp ## the tests that take long, about 20 minutes
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "slow and not e2e"
 
 e2e: $(VENV)/dev.stamp ## the stack on a Docker engine, under 20 minutes; skipped where there is none
 	$(BIN)/python -m pytest -m e2e -rs --durations=0 --durations-min=5
