@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import AsyncExitStack
 
 from redis.exceptions import RedisError
@@ -75,7 +76,10 @@ class Telegram:
                     logger.warning("%s stops polling telegram: %s", process.id, error)
 
     async def _say(self, chat: str, reply: Reply) -> None:
-        await deliver(self._api, int(chat.removeprefix(f"{NAME}:")), reply)
+        number = chat.removeprefix(f"{NAME}:")
+        if not re.fullmatch("-?[0-9]{1,19}", number):
+            raise BotApiRefused(f"{shown(number)!r} is no chat of {NAME}, whose chats are numbers")
+        await deliver(self._api, int(number), reply)
 
     async def _own_account(self) -> Account:
         tries = 0

@@ -91,6 +91,7 @@ class _Speaker:
         try:
             for said in all_said:
                 await self._say(said)
+                del self._taken[said.id]
         except Exception as error:  # it stays in the outbox, and is taken again when its lease is over
             logger.warning("not said in chat %s, to be tried again: %s", chat, reason(error))
         finally:

@@ -29,6 +29,7 @@ from config.variables import POOL_PREFIXES, variables_of
 Role = Literal["worker", "bot", "poolctl"]
 
 LEGACY_POOL_MIN, LEGACY_POOL_MAX = 1, 5  # Tortoise's own
+LEASE_TIMEOUTS = 3  # a lease outlasts so many commands to Redis that hang
 APPLICATION_NAME_BYTES = 63  # PostgreSQL cuts a longer one, and the process id at its end with it
 
 _DATABASE_PARTS = ("DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME")
@@ -91,11 +92,14 @@ class _Loader(GroupReader):
         excluded = self._refuse_pool_settings_beside(url) if url is not None else set()
         self.faults += [f for f in near_miss.faults(self.environment.values) if f.variable not in excluded]
         db = self._database(url)
+        redis, worker = self._redis(), self._worker()
+        if self.role == "worker":
+            self._check_lease(worker.lease, redis.socket_timeout)
         settings = Settings(
             role=self.role,
             db=db,
-            redis=self._redis(),
-            worker=self._worker(),
+            redis=redis,
+            worker=worker,
             bot=self.read(BotSettings),
             fleet=self.read(FleetSettings),
             log=self.read(LogSettings),
@@ -214,6 +218,19 @@ class _Loader(GroupReader):
                     )
                 )
         return refused
+
+    def _check_lease(self, lease: float, socket_timeout: float) -> None:
+        """One heartbeat that hangs must not cost the worker its jobs: the next ones come before the lease is over."""
+        least = LEASE_TIMEOUTS * socket_timeout
+        if lease < least:
+            self.faults.append(
+                Fault(
+                    "WORKER_LEASE",
+                    f"is less than {LEASE_TIMEOUTS} times REDIS_SOCKET_TIMEOUT={socket_timeout:g}",
+                    f"give at least {least:g}, or lower REDIS_SOCKET_TIMEOUT",
+                    value=f"{lease:g}",
+                )
+            )
 
     def _check_ports(
         self,

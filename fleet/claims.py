@@ -12,7 +12,9 @@ stays until the job is finished or put back, and says whose it is. So
 - a due job with a claim and no lease is an *orphan*: its worker was killed, or does not reach Redis. Who finds it runs
   it again, its try counted;
 - a finish or put-back tells its claim. It comes late, or twice, and the job is another's by now: then only a success
-  counts, for that job is done. This is why every step may be repeated when its answer was lost on the way.
+  counts, for that job is done. This is why every step may be repeated when its answer was lost on the way;
+- an id may be enqueued anew as soon as its job is over. A late end therefore tells the hash of the payload that was
+  run, with the moment of enqueueing in it: it does not end a later job of that id.
 
 A claim whose answer was lost is one that its worker does not know of: it is put back at the next heartbeat.
 
@@ -27,8 +29,9 @@ All times are by Redis' clock.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -103,9 +106,7 @@ _MEET = Script(
 local before = redis.call('GET', queue .. ':server')
 if before == ARGV[1] then return 0 end
 redis.call('SET', queue .. ':server', ARGV[1])
-if before and (redis.call('EXISTS', alive) == 1 or redis.call('HLEN', claims) > 0) then
-  redis.call('SET', hold, 'all', 'PX', ARGV[2])
-end
+if before then redis.call('SET', hold, 'all', 'PX', ARGV[2]) end
 return 1
 """
 )
@@ -121,12 +122,12 @@ redis.call('SET', alive, 1, 'PX', alive_for)
 
 local failed_over = redis.call('GET', hold) == 'all'
 local running, others, gone, aborted = {}, {}, {}, {}
-for i = 6, #ARGV, 2 do
-  local id, claim = ARGV[i], ARGV[i + 1]
+for i = 6, #ARGV, 3 do
+  local id, claim, leaves = ARGV[i], ARGV[i + 1], ARGV[i + 2] == 'leaves'
   running[id] = true
   local holder = redis.call('HGET', claims, id)
   -- A replica that took over may not have heard of the claim. At other times this is a job that went back meanwhile.
-  if not holder and failed_over and redis.call('ZSCORE', queue, id) then
+  if not holder and failed_over and not leaves and redis.call('ZSCORE', queue, id) then
     redis.call('HSET', claims, id, claim)
     holder = claim
   end
@@ -161,13 +162,17 @@ _FINISH = Script(
     """
 local id, claim, result, kept, reason, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 local holder = redis.call('HGET', claims, id)
-local failed = ARGV[7] == 'failed'
+local failed, ran = ARGV[7] == 'failed', ARGV[8]
 if holder ~= claim then
   if holder and failed then return 'another runs it' end
   if not redis.call('ZSCORE', queue, id) then
     if kept > 0 and result ~= '' then redis.call('SET', result_key(id), result, 'NX', 'PX', kept) end
     return 'gone'
   end
+  local payload = redis.pcall('GET', job_key(id))
+  if payload and (type(payload) == 'table' or redis.sha1hex(payload) ~= ran) then return 'a later job' end
+  -- The dead that are tried again keep their payload, and not the count of their tries.
+  if failed and redis.call('EXISTS', retry_key(id)) == 0 then return 'a later job' end
 end
 if kept > 0 and result ~= '' then redis.call('SET', result_key(id), result, 'PX', kept) end
 if reason ~= '' and redis.call('EXISTS', job_key(id)) == 1 then
@@ -318,11 +323,16 @@ class Claims:
         # redis-py has it take whole seconds; Redis has taken fractions since 6.0.
         await cast(Any, self._redis).blpop([f"{self._queue}:wake"], timeout=max(timeout_s, SHORTEST_WAIT_S))
 
-    async def renew(self, running: Mapping[bytes, str]) -> Renewal:
-        """Renew the leases of the jobs that run here: id → mark. The heartbeat, also of a worker that is idle."""
+    async def renew(self, running: Mapping[bytes, str], leaving: Container[bytes] = ()) -> Renewal:
+        """Renew the leases of the jobs that run here: id → mark. The heartbeat, also of a worker that is idle.
+
+        Those that are `leaving` are being finished or put back: a claim on them that Redis lost is not restored.
+        """
         started = time.monotonic()
         answered = self._answered if self.doubtful else -1
-        marks: Iterable[bytes | str] = (part for pair in running.items() for part in pair)
+        marks: list[bytes | str] = []
+        for job_id, mark in running.items():
+            marks += job_id, mark, "leaves" if job_id in leaving else ""
         remembered, others, gone, aborted, put_back = await _RENEW(
             self._redis,
             self._queue,
@@ -341,7 +351,8 @@ class Claims:
         `result` is kept for `kept_s` seconds, unless it is empty. With a `reason` (JSON) the job goes to the dead.
         """
         verdict = "failed" if failed else "done"
-        arguments = (claim.id, claim.mark, result, round(kept_s * 1000), reason, self._most_dead, verdict)
+        ran = hashlib.sha1(claim.payload, usedforsecurity=False).hexdigest()
+        arguments = (claim.id, claim.mark, result, round(kept_s * 1000), reason, self._most_dead, verdict, ran)
         answer = await self._finish(*arguments)
         return bool(answer == b"finished")
 

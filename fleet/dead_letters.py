@@ -9,6 +9,7 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
+from fleet.job_id import id_bytes, id_text
 from fleet.script import Script
 from fleet.wire import loads
 
@@ -45,7 +46,10 @@ LARGEST_SHOWN = 1_000_000  # bytes of a payload
 
 @dataclass(frozen=True, slots=True)
 class DeadJob:
-    """A job that ended without success. `job` and `arguments` are None where its payload cannot be read."""
+    """A job that ended without success. `job` and `arguments` are None where its payload cannot be read.
+
+    `id` is escaped as by `id_text`; the other texts are as they came, control characters included.
+    """
 
     id: str
     at: datetime
@@ -64,18 +68,12 @@ async def read_dead(redis: ArqRedis, *, most: int = 100) -> tuple[int, list[Dead
 
 
 async def retry_dead(redis: ArqRedis, job_id: str) -> str | None:
-    """Put a dead job back on the queue, with all its tries before it; why that cannot be, or None. Raises RedisError.
+    """Put a dead job back on the queue, with all its tries before it; why that cannot be, or None.
 
-    `job_id` is as in DeadJob, escapes included.
+    `job_id` is as in DeadJob, escapes included. Raises ValueError for an escape that is none, RedisError.
     """
-    raw = job_id.encode() if "\\x" not in job_id else _unescape(job_id)
-    answer: bytes = await _RETRY(redis, redis.default_queue_name, raw)
+    answer: bytes = await _RETRY(redis, redis.default_queue_name, id_bytes(job_id))
     return answer.decode() or None
-
-
-def _unescape(job_id: str) -> bytes:
-    """`caf\\xe9` → the bytes."""
-    return job_id.encode("latin-1", errors="backslashreplace").decode("unicode_escape").encode("latin-1")
 
 
 def _dead_job(job_id: bytes, at_ms: bytes, reason: bytes, payload: bytes) -> DeadJob:
@@ -86,7 +84,7 @@ def _dead_job(job_id: bytes, at_ms: bytes, reason: bytes, payload: bytes) -> Dea
     except (ValueError, TypeError, KeyError):
         job, arguments = None, None
     return DeadJob(
-        id=job_id.decode(errors="backslashreplace"),
+        id=id_text(job_id),
         at=datetime.fromtimestamp(float(at_ms) / 1000, UTC),
         job=job,
         arguments=arguments,

@@ -33,9 +33,18 @@ class RefusedByRedis(FleetError):
 
 def reason(error: BaseException) -> str:
     """What `error` says, to be put in brackets; a timeout's own text is often empty."""
-    if isinstance(error, TimeoutError) and not str(error):
+    text = text_of(error)
+    if isinstance(error, TimeoutError) and not text:
         return "no answer in time"
-    return str(error).rstrip(".") or type(error).__name__
+    return text.rstrip(".") or type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """What `error` says; an exception of a job's own may be unable to."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be made)"
 
 
 class AppRefused(FleetError):

@@ -16,6 +16,7 @@ from arq.jobs import serialize_job
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fleet.backoff import Backoff
+from fleet.queue import Queue
 from fleet.script import Script
 from fleet.wire import dumps
 
@@ -157,14 +158,19 @@ async def enqueue(
     with a unique key has its id from that.
 
     `await queued.result()` gives what `job.read_result` takes, or raises `fleet.wire.JobFailed`. Raises TypeError for
-    arguments of another job, pydantic's ValidationError for wrong ones, ValueError for an `at` without time zone, and
-    redis' RedisError where the queue cannot be reached; then the job may be on the queue or not: a `job_id` of the
-    caller's makes it safe to try again.
+    arguments of another job, pydantic's ValidationError for wrong ones, ValueError for those that are larger than the
+    workers take (WORKER_MAX_PAYLOAD) and for an `at` without time zone, and redis' RedisError where the queue cannot be
+    reached; then the job may be on the queue or not: a `job_id` of the caller's makes it safe to try again.
     """
     unique = job.unique_key is not None and job_id is None
     if at is not None and at.tzinfo is None:
         raise ValueError(f"at={at} of job {job.name} has no time zone: give one, as in datetime.now(UTC)")
     payload = job_payload(job, arguments)
+    if isinstance(queue, Queue) and len(payload) > queue.largest_payload:
+        raise ValueError(
+            f"job {job.name} with its arguments has {len(payload)} bytes, more than "
+            f"WORKER_MAX_PAYLOAD={queue.largest_payload}: enqueue where they are to be found, or raise it everywhere"
+        )
     if unique and job.unique_key is not None:
         job_id = f"{job.name}:{job.unique_key(arguments)}"
     job_id = job_id or uuid4().hex

@@ -2,7 +2,8 @@
 
 A job says something in the transaction in which it does its work, so that both happen or neither. Then any bot of the
 chat's transport takes it, says it, and deletes it. A bot that dies in between leaves it to the next one after LEASE_S:
-everything is said once at least, and twice only where a bot died, or lost the answer, just when it had said it.
+everything is said once at least, and twice only where a bot died, lost the answer, or was frozen for more than LEASE_S,
+just when it had said it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from tortoise.backends.asyncpg.client import AsyncpgDBClient
 from db.models import Outgoing
 
 LEASE_S = 30.0
+MOST_OF_A_CHAT = 5  # taken at once: a chat that much is to be said in keeps no other waiting
 
+# The condition stands twice: a window takes no FOR UPDATE, and what it saw free may be taken by now.
+_FREE = f"(taken IS NULL OR taken < now() - interval '{LEASE_S} s')"
 _TAKE = f"""
-    WITH free AS (
+    WITH numbered AS (
+        SELECT id, row_number() OVER (PARTITION BY chat ORDER BY id) AS place FROM fleet_outgoing
+        WHERE split_part(chat, ':', 1) = $1 AND chat <> ALL ($2::text[]) AND {_FREE}
+    ), free AS (
         SELECT id FROM fleet_outgoing
-        WHERE split_part(chat, ':', 1) = $1 AND chat <> ALL ($2::text[])
-          AND (taken IS NULL OR taken < now() - interval '{LEASE_S} s')
+        WHERE id IN (SELECT id FROM numbered WHERE place <= {MOST_OF_A_CHAT}) AND {_FREE}
         ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED
     )
     UPDATE fleet_outgoing AS outgoing SET taken = now() FROM free WHERE outgoing.id = free.id
     RETURNING outgoing.id, chat, text
-"""  # noqa: S608 - a constant
+"""  # noqa: S608 - constants
 _RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[])"
 
 
@@ -54,7 +60,10 @@ class Outbox:
         self._transport = transport
 
     async def take(self, most: int, *, busy: Sequence[str] = ()) -> list[Said]:
-        """Up to `most` of it, the oldest first, nothing for the `busy` chats. To be renewed within LEASE_S."""
+        """Up to `most` of it, the oldest first, MOST_OF_A_CHAT for each chat, nothing for the `busy` ones.
+
+        To be renewed within LEASE_S.
+        """
         _, rows = await self._client.execute_query(_TAKE, [self._transport, list(busy), most])
         return sorted((Said(**row) for row in rows), key=lambda said: said.id)
 

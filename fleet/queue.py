@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from arq.connections import ArqRedis
-from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -33,8 +33,16 @@ CLOSE_TIMEOUT_S = 1.0
 _WHERE = {False: "REDIS_HOST and REDIS_PORT", True: "REDIS_SENTINELS and REDIS_SENTINEL_MASTER"}
 
 
+class Queue(ArqRedis):
+    """The job queue, and what its workers take: payloads of up to `largest_payload` bytes."""
+
+    def __init__(self, pool: ConnectionPool, *, largest_payload: int, **options: Any) -> None:
+        super().__init__(pool, **options)
+        self.largest_payload = largest_payload
+
+
 @asynccontextmanager
-async def open_queue(settings: Settings) -> AsyncIterator[ArqRedis]:
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
     """The job queue, checked with a PING at once; closed at the end, within CLOSE_TIMEOUT_S.
 
     A server that does not answer is tried again until REDIS_CONNECT_TIMEOUT is over. Raises QueueUnreachable,
@@ -56,7 +64,7 @@ def address(redis: RedisSettings) -> str:
     return f"{redis.username or 'default'}@{redis.host}:{redis.port}/{redis.db}"
 
 
-def _client(settings: Settings, master: Master | None) -> ArqRedis:
+def _client(settings: Settings, master: Master | None) -> Queue:
     redis = settings.redis
     options: dict[str, Any] = {
         "host": redis.host,
@@ -76,8 +84,9 @@ def _client(settings: Settings, master: Master | None) -> ArqRedis:
     if redis.tls:
         # redis-py verifies a certificate's chain by default, but not the name on it.
         options |= {"connection_class": TLSConnection, "ssl_check_hostname": True}
-    return ArqRedis(
+    return Queue(
         BlockingConnectionPool(**options),
+        largest_payload=settings.worker.max_payload,
         job_serializer=dumps,
         job_deserializer=loads,
         default_queue_name=settings.worker.queue,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from arq.connections import ArqRedis
 
+from fleet.job_id import id_text
 from fleet.script import Script
 
 _READ = Script(
@@ -25,7 +26,10 @@ return {
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """Counts of jobs. `running` is job id → the worker that has it, `oldest_s` for how long the first one is due."""
+    """Counts of jobs. `oldest_s` is for how long the first one is due, `running` job id → the worker that has it.
+
+    Both texts are escaped as by `id_text`.
+    """
 
     due: int
     oldest_s: float
@@ -37,7 +41,7 @@ class QueueView:
 async def read_queue(redis: ArqRedis) -> QueueView:
     """Raises RedisError."""
     due, oldest_ms, all_jobs, dead, running = await _READ(redis, redis.default_queue_name)
-    texts = [raw.decode(errors="backslashreplace") for raw in running]
+    texts = [id_text(raw) for raw in running]
     owners = {job_id: claim.partition("/")[0] for job_id, claim in zip(texts[::2], texts[1::2], strict=True)}
     # A job that runs is in the queue, due at the end of its lease.
     return QueueView(due, oldest_ms / 1000, max(0, all_jobs - due - len(owners)), owners, dead)

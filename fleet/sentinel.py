@@ -22,6 +22,7 @@ from fleet.errors import reason
 logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 0.5
+OTHERS_S = 0.3  # after the first answer, for the other sentinels: one that is frozen must not hold up the living
 
 Address = tuple[str, int]
 
@@ -45,10 +46,12 @@ class Master:
         self._asking: asyncio.Task[None] | None = None
 
     async def address(self) -> Address:
-        """Ask, and wait for the answer. Raises redis' ConnectionError if no sentinel knows a master that lives."""
+        """Ask, and wait for the answers that come within OTHERS_S of the first.
+
+        Raises redis' ConnectionError if none of them knows a master that lives.
+        """
         self._asked_at = time.monotonic()
-        asked = (each.sentinel_masters() for each in self._sentinels)  # type: ignore[no-untyped-call]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await self._answers()
         states = [answer[self._name] for answer in answers if isinstance(answer, dict) and self._name in answer]
         living = [state for state in states if self._lives(state)]
         if not living:
@@ -68,8 +71,24 @@ class Master:
         """Close the connections to the sentinels."""
         if self._asking is not None:
             self._asking.cancel()
+            await asyncio.wait({self._asking})
         for client in self._sentinels:
             await client.aclose()
+
+    async def _answers(self) -> list[Any]:
+        """Each a dict, name of a master → its state, or an exception."""
+        asked = {asyncio.ensure_future(each.sentinel_masters()) for each in self._sentinels}  # type: ignore[no-untyped-call]
+        pending = set(asked)
+        try:
+            while pending and not any(task.exception() is None for task in asked - pending):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                await asyncio.wait(pending, timeout=OTHERS_S)
+        finally:
+            for task in asked:
+                task.cancel()
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        return answers
 
     async def _ask(self) -> None:
         before = self.latest

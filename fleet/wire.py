@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import traceback
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
+
+from fleet.errors import text_of
 
 LONGEST_TRACEBACK = 20_000  # characters; the end of it says most
 
@@ -38,12 +41,13 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(raw: bytes) -> Any:
-    """The value of `dumps`; arq's `job_deserializer`. Raises ValueError if `raw` is not JSON.
+    """The value of `dumps`; arq's `job_deserializer`. Raises ValueError if `raw` is not JSON, or has a number
+    that is not finite: `dumps` could not write it.
 
     Where `raw` is arq's record of a job that failed, its result is a `JobFailed`, which arq's `Job.result()` raises.
     """
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("nested too deep") from None
     # arq's record of a result: "s" says whether the job succeeded, "r" is what it returned or raised.
@@ -55,14 +59,17 @@ def loads(raw: bytes) -> Any:
 
 def describe_error(error: BaseException) -> dict[str, str | None]:
     """`{"type": …, "message": …, "traceback": …}` of an exception; the traceback is None for one never raised."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its text cannot be made)"
-    if error.__traceback__ is None:
-        return {"type": type(error).__name__, "message": message, "traceback": None}
-    text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": message, "traceback": text[-LONGEST_TRACEBACK:]}
+    described: dict[str, str | None] = {"type": type(error).__name__, "message": text_of(error), "traceback": None}
+    if error.__traceback__ is not None:
+        described["traceback"] = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
+    return described
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def _encode(value: Any) -> Any:

@@ -10,9 +10,11 @@ import typer
 from redis.exceptions import RedisError
 
 from config import Settings
+from config.errors import shown
 from config.exit_codes import ExitCode
 from fleet.dead_letters import DeadJob, read_dead, retry_dead
 from fleet.errors import QueueLost, reason
+from fleet.job_id import id_bytes, id_text
 from fleet.queue import address, open_queue
 from fleet.queue_view import QueueView, read_queue
 
@@ -32,11 +34,20 @@ def jobs(
 ) -> None:
     """Show the job queue; list and retry the jobs that ended without success.
 
-    Exit code 1 where a job to be retried is not among the dead.
+    Exit code 1 where a job to be retried is not among the dead. What cannot be printed is escaped, as \\x1b.
     """
+    wanted = [_checked(job_id) for job_id in retry or []]
     settings = Settings.load("poolctl")
-    code = asyncio.run(_run(settings, dead=dead, retry=retry or [], traceback=traceback))
+    code = asyncio.run(_run(settings, dead=dead, retry=wanted, traceback=traceback))
     raise typer.Exit(code)
+
+
+def _checked(job_id: str) -> str:
+    """As `id_text` writes it, however it was typed."""
+    try:
+        return id_text(id_bytes(job_id))
+    except ValueError as error:
+        raise typer.BadParameter(f"--retry {shown(job_id)}: {error}; copy the id from poolctl jobs --dead") from None
 
 
 async def _run(settings: Settings, *, dead: bool, retry: list[str], traceback: bool) -> ExitCode:
@@ -80,5 +91,12 @@ def dead_lines(job: DeadJob, *, traceback: bool = False) -> str:
         what = f"{job.job} {arguments[:LONGEST_SHOWN]}{'…' * (len(arguments) > LONGEST_SHOWN)}"
     message = job.message.splitlines()[0] if job.message else ""
     tries = f", try {job.tries}" if job.tries else ""
-    text = f"{job.id}  {job.at:%Y-%m-%d %H:%M:%S} UTC{tries}  {what}\n    {job.type}: {message}"
-    return f"{text}\n{job.traceback}" if traceback and job.traceback else text
+    lines = [f"{job.id}  {job.at:%Y-%m-%d %H:%M:%S} UTC{tries}  {what}", f"    {job.type}: {message}"]
+    if traceback and job.traceback:
+        lines += job.traceback.expandtabs().split("\n")
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """What jobs say must not reach the terminal as its control sequences."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -32,7 +32,7 @@ class JobFleet:
 
     async def start(self, *arguments: str, **changes: str) -> Spawned:
         """One more worker, once it is up."""
-        worker = self.spawn("tests.job_worker", *arguments, environ=self.environ | changes)
+        worker = self.spawn("tests.job_worker", *arguments, environ=_allowed(self.environ | changes))
         self.workers.append(worker)
         await asyncio.to_thread(worker.wait_for, " is up")
         return worker
@@ -69,7 +69,13 @@ async def open_job_fleet(environ: dict[str, str], spawn: Spawner) -> AsyncIterat
     """No worker yet; the tables are there."""
     async with connect(Settings.load("poolctl", environ)) as connection:
         await make_tables(connection)
-    yield JobFleet(environ | {"DB_POOL_MIN": "1", "DB_POOL_MAX": "4", "LOG_FORMAT": "text"}, spawn)
+    yield JobFleet(_allowed(environ | {"DB_POOL_MIN": "1", "DB_POOL_MAX": "4", "LOG_FORMAT": "text"}), spawn)
+
+
+def _allowed(environ: dict[str, str]) -> dict[str, str]:
+    """With a REDIS_SOCKET_TIMEOUT of a third of the lease at most."""
+    longest_s = float(environ.get("WORKER_LEASE", "20")) / 3
+    return environ | {"REDIS_SOCKET_TIMEOUT": str(min(longest_s, float(environ.get("REDIS_SOCKET_TIMEOUT", "5"))))}
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from arq.worker import Retry
@@ -131,11 +132,14 @@ async def _main(settings: Settings) -> ExitCode:
             handler(UNIQUE, work, process),
         ]
         scheduled = [Scheduled(EVERY_SECOND, NoArguments(), Times(second=frozenset(range(60))))]
+        if "--schedule-breaks" in sys.argv:  # in about three seconds, by arguments of another job
+            breaks = frozenset({(datetime.now(UTC) + timedelta(seconds=3)).second})
+            scheduled = [Scheduled(EVERY_SECOND, Work(key="wrong"), Times(second=breaks))]
         loops.append(
             build_loop(
                 process,
                 handlers,
-                scheduled if "--cron" in sys.argv else [],
+                scheduled if {"--cron", "--schedule-breaks"} & set(sys.argv) else [],
                 hooks=Hooks(before=_fails, after=_fails) if "--bad-hooks" in sys.argv else None,
             )
         )

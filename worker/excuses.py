@@ -29,8 +29,15 @@ def excuse(error: BaseException) -> str | None:
 
     An error raised from another one has that one's excuse, a group of errors needs one for each.
     """
+    return _excuse(error, ())
+
+
+def _excuse(error: BaseException, seen: tuple[BaseException, ...]) -> str | None:
+    if any(error is one for one in seen):  # causes may form a ring
+        return None
+    seen = (*seen, error)
     if isinstance(error, BaseExceptionGroup):
-        each = [excuse(inner) for inner in error.exceptions]
+        each = [_excuse(inner, seen) for inner in error.exceptions]
         return each[0] if all(each) else None
     if isinstance(error, _POOL_FULL):
         return "the pool was full"
@@ -38,4 +45,4 @@ def excuse(error: BaseException) -> str | None:
         return "the database was away" if classify(error, "").transient else None
     if isinstance(error, _REDIS):
         return "Redis was away"
-    return None if error.__cause__ is None else excuse(error.__cause__)
+    return None if error.__cause__ is None else _excuse(error.__cause__, seen)

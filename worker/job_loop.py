@@ -84,6 +84,11 @@ class JobLoop:
         for run in self._runs.values():
             run.cancel("stop")
 
+    async def ended(self) -> None:
+        """Wait until no job runs and every end is recorded. Those of a loop that ended on an error go on without it."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def run(self) -> None:
         """Until `stop` (in a burst: until no job is due) and until the last job's end is recorded."""
         await self._until_stopped(self._outage.outlast(self._claims.meet))
@@ -129,8 +134,7 @@ class JobLoop:
             else:
                 failures = 0
                 self._outage.answered()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.ended()
         if self._claims.doubtful:
             with contextlib.suppress(*LOST):
                 await self._claims.renew({})
@@ -210,7 +214,10 @@ class JobLoop:
     async def _renew_forever(self) -> None:
         while True:
             renewal = await self._outage.outlast(
-                lambda: self._claims.renew({job_id: run.claim.mark for job_id, run in self._runs.items()})
+                lambda: self._claims.renew(
+                    {job_id: run.claim.mark for job_id, run in self._runs.items()},
+                    {job_id for job_id, run in self._runs.items() if run.over and not self._going_back.get(job_id)},
+                )
             )
             self._heed(renewal)
             self._renew_soon.clear()

@@ -54,7 +54,10 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What is called around each try with the job's id. An exception of a hook is logged, and changes nothing."""
+    """What is called around each try with the job's id, each for as long as the job may take.
+
+    An exception of a hook, or one that is cancelled for its time is over, is logged, and changes nothing.
+    """
 
     before: Callable[[str], Awaitable[None]] | None = None
     after: Callable[[str], Awaitable[None]] | None = None
@@ -83,6 +86,7 @@ class JobRun:
         self.over = False  # not: recorded
         self._payload = _Payload()
         self._code: asyncio.Task[Any] | None = None
+        self._hook: asyncio.Task[Any] | None = None  # that runs
         self._cancelled: Cancelled | None = None
         self._started_ms = self._ended_ms = _now_ms()
 
@@ -91,7 +95,9 @@ class JobRun:
         self.claim = replace(self.claim, mark=mark)
 
     def cancel(self, why: Cancelled) -> None:
-        """End the try; once is enough."""
+        """End the try; once is enough. A hook that runs is cancelled in any case."""
+        if self._hook is not None:
+            self._hook.cancel()
         if self._cancelled is None:
             self._cancelled = why
             if self._code is not None:
@@ -101,6 +107,11 @@ class JobRun:
         """Never raises, and is not to be cancelled: `cancel` is for that."""
         try:
             return await self._run()
+        except asyncio.CancelledError:  # by the end of the process
+            raise
+        except BaseException as error:  # what escaped would leave the job claimed, and run again without an end
+            logger.exception("job %s is dead: this worker could not run it", self.name)
+            return Failed(error)
         finally:
             self.over = True
 
@@ -125,31 +136,34 @@ class JobRun:
             logger.error("job %s is dead: its worker died at each of %d tries", self.name, most)
             return Failed(WorkersDied(f"its worker died, or was killed, at try {most} of {most}"))
         logger.info("%s starts, try %d", self.name, self.claim.tries)
-        await self._call(self._hooks.before)
-        verdict = await self._try(handler, arguments)
-        await self._call(self._hooks.after)
+        timeout_s = self._limits.timeout_s if handler.job.timeout_s is None else handler.job.timeout_s
+        await self._call(self._hooks.before, timeout_s)
+        verdict = await self._try(handler, arguments, timeout_s)
+        await self._call(self._hooks.after, timeout_s)
         self._ended_ms = _now_ms()
         self._log(verdict, time.monotonic() - started)
         return verdict
 
     def record(self, verdict: Done | Failed, queue_name: str) -> bytes:
-        """arq's record of a result."""
+        """arq's record of a result; without the job's arguments where they cannot be written."""
         result = verdict.result if isinstance(verdict, Done) else verdict.error
-        return dumps(
-            {
-                "t": self.claim.tries,
-                "f": self._payload.function,
-                "a": self._payload.args,
-                "k": self._payload.kwargs or {},
-                "et": self._payload.enqueued_ms,
-                "s": isinstance(verdict, Done),
-                "r": result,
-                "st": self._started_ms,
-                "ft": self._ended_ms,
-                "q": queue_name,
-                "id": self.claim.name,
-            }
-        )
+        known: dict[str, Any] = {
+            "t": self.claim.tries,
+            "f": self._payload.function,
+            "a": (),
+            "k": {},
+            "et": self._payload.enqueued_ms,
+            "s": isinstance(verdict, Done),
+            "r": result,
+            "st": self._started_ms,
+            "ft": self._ended_ms,
+            "q": queue_name,
+            "id": self.claim.name,
+        }
+        try:
+            return dumps(known | {"a": self._payload.args, "k": self._payload.kwargs or {}})
+        except (TypeError, ValueError, RecursionError):
+            return dumps(known)
 
     def _read(self) -> tuple[Handler, Any]:
         if self.claim.problem:
@@ -157,7 +171,7 @@ class JobRun:
         try:
             raw = loads(self.claim.payload)
             self._payload = _Payload(str(raw["f"]), tuple(raw["a"]), dict(raw["k"]), int(raw["et"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             raise JobUnreadable(
                 "its payload is not the JSON of a job: was it enqueued with another serializer?"
             ) from None
@@ -176,10 +190,14 @@ class JobRun:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise JobUnreadable(f"its arguments are not its contract's: {where}: {first['msg']}") from None
+        except JobUnreadable:
+            raise
+        except Exception as error:  # of the contract's own checks; pydantic passes most of them on as they are
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise JobUnreadable(f"its arguments cannot be read by its contract: {what}") from error
 
-    async def _try(self, handler: Handler, arguments: Any) -> Verdict:
-        timeout_s = self._limits.timeout_s if handler.job.timeout_s is None else handler.job.timeout_s
-        self._code = asyncio.create_task(_called(handler, arguments), name=f"job {self.name}")
+    async def _try(self, handler: Handler, arguments: Any, timeout_s: float) -> Verdict:
+        self._code = asyncio.create_task(_called(handler.code, arguments), name=f"job {self.name}")
         if self._cancelled is not None:  # while the hook ran
             self._code.cancel()
         await asyncio.wait({self._code}, timeout=timeout_s)
@@ -206,8 +224,8 @@ class JobRun:
 
     def _done(self, result: Any) -> Verdict:
         try:
-            dumps(result)
-        except (TypeError, ValueError, RecursionError) as error:
+            dumps({"r": result})  # as deep as in its record
+        except Exception as error:
             return Failed(error)
         return Done(result)
 
@@ -215,13 +233,18 @@ class JobRun:
         logger.info("%s is aborted", self.name)
         return Failed(JobAborted("somebody asked for its end"), buried=False)
 
-    async def _call(self, hook: Callable[[str], Awaitable[None]] | None) -> None:
+    async def _call(self, hook: Callable[[str], Awaitable[None]] | None, timeout_s: float) -> None:
         if hook is None:
             return
-        try:
-            await hook(self.claim.name)
-        except Exception:
-            logger.exception("a hook of job %s failed; the job goes on", self.name)
+        self._hook = asyncio.create_task(_called(hook, self.claim.name), name=f"hook of job {self.name}")
+        if not (await asyncio.wait({self._hook}, timeout=timeout_s))[0]:
+            self._hook.cancel()
+            await asyncio.wait({self._hook})
+        if self._hook.cancelled():
+            logger.error("a hook of job %s was cancelled, for its time was over; the job goes on", self.name)
+        elif (error := self._hook.exception()) is not None:
+            logger.error("a hook of job %s failed; the job goes on", self.name, exc_info=error)
+        self._hook = None
 
     def _log(self, verdict: Verdict, took_s: float) -> None:
         match verdict:
@@ -244,11 +267,11 @@ class JobRun:
                 pass
 
 
-async def _called(handler: Handler, arguments: Any) -> Any:
+async def _called(code: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:
     try:
-        return await handler.code(arguments)
+        return await code(argument)
     except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the worker on them
-        raise JobExited(f"the job called for the end of the process: {error!r}") from error
+        raise JobExited(f"it called for the end of the process: {error!r}") from error
 
 
 def _now_ms() -> int:

@@ -22,25 +22,30 @@ async def serve(jobs: JobLoop, grace_s: float) -> None:
     """Run jobs until SIGTERM or SIGINT; then start none, and give those that run `grace_s` to finish.
 
     What still runs afterwards, or at a second signal, is cancelled and goes back to the queue. In any case the process
-    ends within `grace_s` + REST_S, hard if need be.
+    ends within `grace_s` + REST_S, hard if need be; where the loop ends by itself or on an error, within REST_S.
     """
     stop, stop_now = asyncio.Event(), asyncio.Event()
     left: list[str] = []  # jobs that did not end; once everything is cancelled the loop does not know them any more
-    _on_signals(stop, stop_now, jobs, grace_s, Deadline(lambda: left or jobs.unfinished))
+    deadline = Deadline(lambda: left or jobs.unfinished)
+    _on_signals(stop, stop_now, jobs, grace_s, deadline)
     running = asyncio.create_task(jobs.run(), name="jobs")
     try:
         await _first(running, stop)
         jobs.stop()
         await _first(running, stop_now, timeout_s=grace_s)
     finally:
+        if not stop.is_set():  # by itself, or on an error: then jobs may still run
+            deadline.within(REST_S)
         jobs.cancel_jobs()
-        await asyncio.wait({running}, timeout=CANCELLED_S)
-        if not running.done():
+        ended = asyncio.create_task(jobs.ended())
+        await asyncio.wait({running, ended}, timeout=CANCELLED_S)
+        if not (running.done() and ended.done()):
             left += jobs.unfinished
             logger.error(
                 "%g s after cancelling there are still: %s; closing all the same", CANCELLED_S, ", ".join(left)
             )
             running.cancel()
+            ended.cancel()
     if running.done():
         running.result()
 

@@ -28,7 +28,8 @@ def commands(process: Process) -> list[Command]:
         async with in_transaction():
             reminder = await Reminder.create(chat=request.message.chat, text=text, due=due)
             await enqueue(process.queue, REMIND, Remind(reminder.id), at=due)
-        yield Reply(f"I will remind you at {due:%H:%M:%S} UTC: {text}")
+        when = f"{due:%H:%M:%S}" if delay < timedelta(days=1) else f"{due:%Y-%m-%d %H:%M:%S}"
+        yield Reply(f"I will remind you at {when} UTC: {text}")
 
     return [
         Command(
@@ -43,9 +44,14 @@ def commands(process: Process) -> list[Command]:
 
 
 async def reminders(request: Request) -> AsyncGenerator[Reply, None]:
-    """One line for each that has not fired, the next one first."""
-    waiting = await Reminder.filter(chat=request.message.chat, fired=None).order_by("due", "id").limit(MOST_SHOWN)
-    lines = [f"{reminder.due:%Y-%m-%d %H:%M:%S} UTC  {reminder.text}" for reminder in waiting]
+    """One line for each that has not fired, the next one first, and how many more than MOST_SHOWN there are."""
+    waiting = Reminder.filter(chat=request.message.chat, fired=None)
+    lines = [
+        f"{reminder.due:%Y-%m-%d %H:%M:%S} UTC  {reminder.text}"
+        for reminder in await waiting.order_by("due", "id").limit(MOST_SHOWN)
+    ]
+    if (more := await waiting.count() - MOST_SHOWN) > 0:
+        lines.append(f"… and {more} more")
     yield Reply("\n".join(lines) or "Nothing.")
 
 

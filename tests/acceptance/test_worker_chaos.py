@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +48,10 @@ async def test_ten_thousand_jobs(environ: dict[str, str], spawn: Spawner, redis_
             redis_server.start()
         await until(lambda: _empty(environ), timeout_s=300, what="an empty queue", poll_s=1.0)
         killing.cancel()
-        kills = sum(worker.child.exit_code() is not None for worker in fleet.workers)
+        ended = [code for worker in fleet.workers if (code := worker.child.exit_code()) is not None]
+        kills = len(ended)
         assert kills >= 5
+        assert set(ended) == {-signal.SIGKILL}, "no worker ended by itself"
         assert await fleet.effects() == set(keys)
         extra = (await fleet.starts()).total() - JOBS
         assert 0 <= extra <= kills * SLOTS, "only what a killed worker ran is started again"

@@ -119,6 +119,18 @@ async def test_a_job_that_swallows_its_cancellation(fleet: JobFleet, queue: ArqR
     assert await abort(queue, long[0].job_id)
 
 
+async def test_a_loop_that_ends_on_an_error(fleet: JobFleet, queue: ArqRedis) -> None:
+    """Its jobs go back to the queue, and one that swallows its cancellation does not keep the process."""
+    await enqueue(queue, TROUBLE, Trouble(key="stubborn", kind="swallow"), job_id="stubborn")
+    await put_work(queue, ["long"], 60)
+    worker = await fleet.start("--schedule-breaks")
+    await fleet.started("stubborn", "long")
+    assert await asyncio.to_thread(worker.wait, 3 + 5 + 3) == 1
+    assert "ended hard" in worker.output()
+    assert "stubborn:trouble" in worker.output()
+    assert await queue.hkeys("arq:queue:claims") == [b"stubborn"]
+
+
 async def test_a_job_that_blocks_the_event_loop(fleet: JobFleet, queue: ArqRedis) -> None:
     """Its worker ends within the grace + 5 s, though its event loop does not hear of the signal."""
     worker = await fleet.start(WORKER_SHUTDOWN_GRACE="1")
@@ -141,8 +153,10 @@ async def test_a_job_that_blocks_the_event_loop(fleet: JobFleet, queue: ArqRedis
         (b"[" * 100_000, "another serializer"),
         (b'{"t":null,"f":"work","a":[],"k":{"key":"a","extra":1},"et":1}', "not its contract's: extra"),
         (b'{"t":null,"f":"work","a":["a"],"k":{},"et":1}', "its arguments have no names"),
+        (b'{"t":null,"f":"work","a":[],"k":{"key":"a","seconds":1e999},"et":1}', "is not the JSON of a job"),
+        (b'{"t":null,"f":"work","a":[],"k":{"key":"a"},"et":1e999}', "is not the JSON of a job"),
     ],
-    ids=["unknown", "broken", "pickle", "nested", "arguments", "positional"],
+    ids=["unknown", "broken", "pickle", "nested", "arguments", "positional", "infinite", "time"],
 )
 async def test_a_payload_that_cannot_be_run(
     environ: dict[str, str], fleet: JobFleet, queue: ArqRedis, payload: bytes, told: str

@@ -15,12 +15,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from config import Settings
 from fleet.claims import Claim, Claims, Look
 from fleet.dead_letters import read_dead, retry_dead
-from fleet.jobs import PRUNE_SAMPLES, NoArguments, abort, enqueue
+from fleet.jobs import PRUNE_SAMPLES, Arguments, Job, NoArguments, abort, enqueue
 from fleet.queue import open_queue
 from tests.proxy import Proxy, open_proxy
 from tests.waiting import until
 
 LEASE_S = 1.0
+LATER = Job("later", NoArguments, int, unique_key=lambda _: "one")
+
+
+class Named(Arguments):
+    """Of any size."""
+
+    name: str
 
 
 @pytest.fixture
@@ -129,6 +136,53 @@ async def test_every_step_may_be_repeated(queue: ArqRedis) -> None:
     assert (await read_dead(queue))[0] == 1
 
 
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("runs", [False, True], ids=["waits", "runs elsewhere"])
+async def test_a_repeated_end_spares_a_later_job(queue: ArqRedis, failed: bool, runs: bool) -> None:
+    """An end whose answer was lost, told once more when its id was enqueued anew, leaves the new job alone."""
+    mine, other = _claims(queue), _claims(queue, "b")
+    end = {"kept_s": 10, "failed": failed, "reason": b"{}" * failed}
+    await enqueue(queue, LATER, NoArguments())
+    claim = await _claim(mine)
+    assert await mine.finish(claim, b"first", **end)
+    await asyncio.sleep(0.002)  # its payload has the millisecond of its enqueueing
+    again = await enqueue(queue, LATER, NoArguments())
+    if runs:
+        later = await _claim(other)
+    assert not await mine.finish(claim, b"first", **end)
+    assert await queue.get(f"arq:result:{again.job_id}") is None, "the new one's callers wait for its own result"
+    if not runs:
+        later = await _claim(other)
+    assert (later.problem, later.tries) == ("", 1)
+    assert (await read_dead(queue))[0] == failed
+    assert await other.finish(later, b"second", kept_s=10, failed=False)
+    assert await queue.get(f"arq:result:{again.job_id}") == b"second"
+
+
+async def test_a_repeated_failure_spares_a_dead_job_that_is_tried_again(queue: ArqRedis) -> None:
+    """A failure whose answer was lost, told once more when somebody put the dead job back, does not bury it again."""
+    claims = _claims(queue)
+    (job,) = await _enqueue(queue)
+    claim = await _claim(claims)
+    assert await claims.finish(claim, b"{}", kept_s=10, failed=True, reason=b"{}")
+    assert await retry_dead(queue, job.job_id) is None
+    assert not await claims.finish(claim, b"{}", kept_s=10, failed=True, reason=b"{}")
+    assert (await read_dead(queue))[0] == 0
+    assert (await _claim(claims)).id == claim.id
+
+
+async def test_a_job_that_goes_back_is_not_held(queue: ArqRedis) -> None:
+    """A heartbeat under way while a job is put back does not claim it again, though Redis has just failed over."""
+    claims = _claims(queue)
+    await _enqueue(queue)
+    claim = await _claim(claims)
+    await queue.set("arq:queue:hold", "all", px=60_000)
+    assert await claims.put_back(claim)
+    await claims.renew({claim.id: claim.mark}, {claim.id})
+    await queue.delete("arq:queue:hold")
+    assert (await _claim(claims)).tries == 1
+
+
 async def test_a_claim_whose_answer_was_lost(environ: dict[str, str], queue: ArqRedis) -> None:
     """What a worker claimed without knowing goes back at its next heartbeat, the try not counted."""
     jobs = await _enqueue(queue, 3)
@@ -204,6 +258,20 @@ async def test_a_restarted_redis_is_left_alone_at_first(queue: ArqRedis) -> None
     while time.monotonic() - restarted < LEASE_S * 0.6:
         assert (await other.claim(5)).claims == ()
     assert await mine.finish(claim, b"{}", kept_s=10, failed=False)
+
+
+async def test_a_restarted_redis_that_knows_no_claim(queue: ArqRedis) -> None:
+    """It is left alone at first, too: a claim may be among what it lost, the last heartbeat long ago."""
+    await queue.set("arq:queue:server", "the run id of before")
+    await _enqueue(queue)
+    claims = _claims(queue)
+    await claims.meet()
+    look = await claims.claim(5)
+    assert (look.claims, look.left) == ((), 1)
+    assert await until(lambda: _claimed(claims), timeout_s=LEASE_S, what="the end of holding back")
+    await claims.meet()
+    await _enqueue(queue)
+    assert await _claimed(claims), "the same Redis is met once more"
 
 
 async def test_a_fresh_redis_is_used_at_once(queue: ArqRedis) -> None:
@@ -316,6 +384,19 @@ async def test_spoiled_keys(queue: ArqRedis, spoil: list[str], problem: str) -> 
     assert await claims.finish(claim, b"{}", kept_s=0, failed=True, reason=b"{}")
     assert (await read_dead(queue))[0] == (problem != "expired")
     assert await queue.keys(f"*{job.job_id}*") == ([] if problem == "expired" else [f"arq:dead:{job.job_id}".encode()])
+
+
+async def test_arguments_that_are_too_large(environ: dict[str, str]) -> None:
+    """They are refused at the caller, with the bound, and nothing is put on the queue."""
+    settings = Settings.load("bot", environ | {"WORKER_MAX_PAYLOAD": "1000"})
+    named = Job("named", Named, int)
+    async with open_queue(settings) as queue:
+        with pytest.raises(ValueError, match=r"^job named with .* 1\d{3} bytes, .* WORKER_MAX_PAYLOAD=1000:"):
+            await enqueue(queue, named, Named(name="x" * 1_000), job_id="large")
+        assert await queue.keys("*large*") == []
+        assert await queue.zcard("arq:queue") == 0
+        await enqueue(queue, named, Named(name="x" * 800))
+        assert (await _claim(_claims(queue, largest_payload=1_000))).problem == ""
 
 
 async def test_an_id_that_is_no_text(queue: ArqRedis) -> None:

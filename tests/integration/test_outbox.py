@@ -12,11 +12,11 @@ from tortoise.transactions import in_transaction
 
 from bot.command import Reply
 from bot.errors import BotApiAway, BotApiRefused
-from bot.unasked import unasked
+from bot.unasked import AT_ONCE, unasked
 from config import Settings
 from db.models import Outgoing
 from fleet import Process, open_process, say
-from fleet.outbox import LEASE_S, Outbox
+from fleet.outbox import LEASE_S, MOST_OF_A_CHAT, Outbox
 from tests.conftest import Environ
 from tests.waiting import until
 
@@ -46,7 +46,7 @@ async def test_said_with_the_work_or_not_at_all(process: Process) -> None:
 async def test_each_is_taken_once(process: Process) -> None:
     """Of any number of bots that look at once, one gets each thing."""
     for number in range(40):
-        await say("console", str(number))
+        await say(f"console:{number % 20}", str(number))
     outboxes = [Outbox(process.database.client, "console") for _ in range(8)]
     taken = await asyncio.gather(*(outbox.take(10) for outbox in outboxes))
     texts = [said.text for each in taken for said in each]
@@ -84,6 +84,20 @@ async def test_a_dead_bots_are_taken_again(process: Process) -> None:
     await outbox.renew([renewed])
     await outbox.remove(removed)
     assert [said.text for said in await outbox.take(10)] == ["dead"]
+
+
+async def test_no_chat_takes_the_place_of_all(process: Process) -> None:
+    """Of a chat that has much to hear a few things are taken, and those of the others beside them."""
+    for number in range(MOST_OF_A_CHAT * 3):
+        await say("telegram:much", str(number))
+    await say("telegram:little", "x")
+    outbox = Outbox(process.database.client, "telegram")
+    first = await outbox.take(MOST_OF_A_CHAT * 2)
+    assert [said.text for said in first] == [*map(str, range(MOST_OF_A_CHAT)), "x"]
+    for said in first:
+        await outbox.remove(said)
+    following = await outbox.take(100)
+    assert [said.text for said in following] == [*map(str, range(MOST_OF_A_CHAT, MOST_OF_A_CHAT * 2))]
 
 
 class Chats:
@@ -131,6 +145,16 @@ async def test_a_chat_that_waits_keeps_no_other_waiting(process: Process) -> Non
         await until(emptied, what="nothing is left to say")
     assert chats.heard[3:] == [("telegram:slow", text) for text in "abc"]
     assert chats.most_under_way == 1
+
+
+async def test_a_chat_with_much_to_hear_keeps_no_other_waiting(process: Process) -> None:
+    """While a chat has more to hear than a bot takes at once, another hears its own."""
+    chats = Chats()
+    for number in range(AT_ONCE * 2):
+        await say("telegram:slow", str(number))
+    await say("telegram:1", "x")
+    async with unasked(process, "telegram", chats.send):
+        await until(lambda: chats.heard == [("telegram:1", "x")], what="the other chat has heard")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from bot import BadArguments, Message, Reply, Request
 from config import Settings
 from db import migrate
 from db.models import Outgoing
-from examples.reminder.commands import commands, parse
+from examples.reminder.commands import MOST_SHOWN, commands, parse
 from examples.reminder.jobs import Remind, remind
 from examples.reminder.models import Reminder
 from fleet import Process, open_process
@@ -78,6 +78,24 @@ async def test_remind_and_reminders(process: Process) -> None:
     assert await ask(process, "reminders", chat="telegram:1") == ["Nothing."]
     async for reminder in Reminder.all():
         assert await process.queue.exists(f"{job_key_prefix}remind:{reminder.id}") == 1
+
+
+async def test_a_date_where_it_is_needed(process: Process) -> None:
+    """A time of another day is told with its date."""
+    (answer,) = await ask(process, "remind", "300d far")
+    (reminder,) = await Reminder.all()
+    assert answer == f"I will remind you at {reminder.due:%Y-%m-%d %H:%M:%S} UTC: far"
+
+
+async def test_more_than_are_shown(process: Process) -> None:
+    """/reminders says how many more there are than it lists."""
+    due = datetime.now(UTC) + timedelta(hours=1)
+    await Reminder.bulk_create(Reminder(chat="console", text="tea", due=due) for _ in range(MOST_SHOWN))
+    (shown,) = await ask(process, "reminders")
+    assert len(shown.splitlines()) == MOST_SHOWN
+    await Reminder.bulk_create(Reminder(chat="console", text="tea", due=due) for _ in range(3))
+    (shown,) = await ask(process, "reminders")
+    assert (len(shown.splitlines()), shown.splitlines()[-1]) == (MOST_SHOWN + 1, "… and 3 more")
 
 
 async def test_without_a_queue_there_is_no_reminder(reminding: Environ) -> None:

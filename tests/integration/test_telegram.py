@@ -14,6 +14,8 @@ from bot.progress import EVERY_S
 from bot.router import AT_ONCE, Router
 from bot.telegram import Telegram
 from config import Settings
+from db.models import Outgoing
+from fleet import say
 from fleet.process import Process, open_process
 from tests.bot_api import BOT_ID, OPERATOR, STRANGER, TOKEN, FakeBotApi, open_bot_api
 from tests.proxy import open_proxy
@@ -328,6 +330,19 @@ async def test_edit_of_a_message_that_is_gone(api: FakeBotApi, bot: Running, com
     api.sent.clear()
     commands.go_on.set()
     await shows(api, "waited x")
+
+
+async def test_chat_that_is_none(api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """What is said in a chat that telegram cannot have is left out with a line in the log, not tried for ever."""
+
+    async def emptied() -> bool:
+        return await Outgoing.all().count() == 0
+
+    await say("telegram:x", "to nobody")
+    await say(f"telegram:{OPERATOR}", "hello")
+    await until(emptied, timeout_s=PATIENT_S, what="both are gone")
+    assert api.texts() == ["hello"]
+    assert "left out: 'x' is no chat of telegram" in caplog.text
 
 
 async def test_chat_that_refuses(api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture) -> None:

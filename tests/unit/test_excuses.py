@@ -59,3 +59,13 @@ def test_what_is_not_the_jobs_fault(error: Exception, expected: str) -> None:
 def test_what_is_the_jobs_fault(error: Exception) -> None:
     """Everything else is the job's: its own network, its statements, and what does not pass by itself."""
     assert excuse(error) is None
+
+
+def test_a_ring_of_causes() -> None:
+    """Errors that name each other as their causes have no excuse, and are looked through once."""
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert excuse(one) is None
+    group = ExceptionGroup("both", [one])
+    one.__cause__ = group
+    assert excuse(group) is None

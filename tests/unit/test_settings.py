@@ -616,6 +616,21 @@ class TestRedisUrl:
         assert SECRET not in "".join(lines)
 
 
+class TestWorkerLease:
+    def test_outlasts_commands_that_hang(self) -> None:
+        """A lease below three time-outs of Redis is refused for a worker, with both names; the others have no lease."""
+        with pytest.raises(SettingsError) as refused:
+            Settings.load("worker", {"WORKER_LEASE": "14.9"})
+        assert str(refused.value) == (
+            "WORKER_LEASE=14.9 is less than 3 times REDIS_SOCKET_TIMEOUT=5: give at least 15, or lower"
+            " REDIS_SOCKET_TIMEOUT"
+        )
+        with pytest.raises(SettingsError, match="WORKER_LEASE=20 is less than 3 times REDIS_SOCKET_TIMEOUT=30: give"):
+            Settings.load("worker", {"REDIS_SOCKET_TIMEOUT": "30"})
+        assert Settings.load("worker", {"WORKER_LEASE": "15"}).worker.lease == 15
+        assert Settings.load("bot", {"WORKER_LEASE": "14.9"}).worker.lease == 14.9
+
+
 class TestWorkerMaxJobs:
     def test_follows_the_workers_pool(self) -> None:
         """WORKER_MAX_JOBS is the worker's DB_POOL_MAX, also in the settings of a bot."""

@@ -31,6 +31,13 @@ def test_tuples_arrive_as_lists() -> None:
     assert loads(dumps({"a": (1, (2, 3))})) == {"a": [1, [2, 3]]}
 
 
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"NaN", b"Infinity", b"-Infinity"])
+def test_numbers_that_are_not_finite_are_refused(number: bytes) -> None:
+    """What `dumps` could not write is not read."""
+    with pytest.raises(ValueError, match="is not a finite number"):
+        loads(b'{"x":' + number + b"}")
+
+
 def test_models_arrive_as_objects() -> None:
     """A pydantic model is sent as its fields."""
     assert loads(dumps([ExercisePool(queries=7)])) == [{"queries": 7, "concurrency": 10, "hold_ms": 5.0}]
