@@ -51,7 +51,7 @@ async def open_tortoise(
                     await client.close()
 
 
-async def free_slots(client: BaseDBAsyncClient, limit: int, *, within_s: float = 1.0) -> int:
+async def free_slots(client: BaseDBAsyncClient, limit: int, *, within_s: float = 3.0) -> int:
     """How many of `limit` connections can be had at the same time, each good for a query."""
     got = 0
     async with contextlib.AsyncExitStack() as held:

@@ -131,7 +131,7 @@ async def test_what_stands_before_the_server(
     async with open_pool(environ, pooler=declared) as opened:
         assert opened.pooler == "none"  # nothing is connected yet
         await opened.release(await opened.acquire())
-        assert opened._connector.pooler == expected
+        assert opened._connections._connector.pooler == expected
         assert (opened.pooler, opened.snapshot().size, opened.snapshot().created) == (expected.kind, 1, 1)
         if mode is not None:
             assert clients(pooler, environ) == 1, "what was only for finding out is closed"
@@ -228,7 +228,7 @@ async def test_in_doubt_it_is_transaction_mode(
         started = time.monotonic()
         await opened.release(await opened.acquire())
         assert time.monotonic() - started < 4
-        assert opened._connector.pooler == UNTRACKED
+        assert opened._connections._connector.pooler == UNTRACKED
     assert "in which mode is not known (no answer in time)" in caplog.text
 
 
