@@ -18,6 +18,8 @@ from tests.processes import Spawner
 from tests.proxy import open_proxy
 from tests.waiting import until, wait_until
 
+pytestmark = pytest.mark.slow  # a fleet of its own for each
+
 
 def test_share_is_logged(environ: Environ, spawn: Spawner) -> None:
     """Each process logs its share of the server, and the sum of all pools."""
@@ -51,7 +53,6 @@ def test_error_does_not_start(environ: Environ, spawn: Spawner) -> None:
     small.wait_for(" is up")
 
 
-@pytest.mark.slow
 def test_of_processes_that_start_together_the_last_ones_are_refused(environ: Environ, spawn: Spawner) -> None:
     """Of three of which two fit, started at one moment, two start and one does not."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
@@ -61,7 +62,6 @@ def test_of_processes_that_start_together_the_last_ones_are_refused(environ: Env
     assert sorted(worker.child.exit_code() or 0 for worker in workers) == [0, 0, 3]
 
 
-@pytest.mark.slow
 async def test_a_process_is_counted_while_it_checks(environ: Environ, spawn: Spawner) -> None:
     """A process announces itself before it checks: who starts while it is still checking finds the room taken."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "60", "DB_POOL_MIN": "1", "REDIS_CONNECT_TIMEOUT": "60"}
@@ -89,7 +89,6 @@ async def test_a_process_is_counted_while_it_checks(environ: Environ, spawn: Spa
         assert "cannot tell" not in first.output()
 
 
-@pytest.mark.slow
 def test_a_dead_process_is_replaced_at_once(environ: Environ, spawn: Spawner) -> None:
     """One that was killed on the same host does not take the room of the one that replaces it."""
     environ |= {"PLAN_CHECK": "error", "DB_POOL_MAX": "40", "DB_POOL_MIN": "1"}
@@ -103,7 +102,6 @@ def test_a_dead_process_is_replaced_at_once(environ: Environ, spawn: Spawner) ->
 
 
 @pytest.mark.parametrize("lives", [False, True])
-@pytest.mark.slow
 async def test_of_another_host_one_waits_for_a_sign(environ: Environ, spawn: Spawner, lives: bool) -> None:
     """What died elsewhere is waited out; what lives elsewhere shows it, and then the process is refused."""
     async with open_queue(Settings.load("poolctl", environ)) as queue:

@@ -18,6 +18,8 @@ from tests.processes import ROOT, Spawner
 from tests.secrecy import Secrecy
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow  # a fleet of its own for each
+
 ROW = re.compile(
     r"^(?P<process>(worker|bot)-\d+) +(?P<role>worker|bot) +(?P<pid>\d+) +(?P<size>\d+) of (?P<limit>\d+)"
     r" +(?P<in_use>\d+) +(?P<peak>\d+) +(?P<queries>\d+) +(?P<jobs>\d+) +(?P<wait>[\d.]+) ms +(?P<restarts>\d+)$",
@@ -64,7 +66,6 @@ def test_once_runs_an_exercise_and_shows_the_processes(project: Project) -> None
     assert " 0 errors" in output
 
 
-@pytest.mark.slow
 def test_configured_servers_are_left_alone(project: Project, environ: dict[str, str]) -> None:
     """Without --configured-servers nothing of the environment or of .env leads a process to a configured server."""
     (project.folder / ".env").write_text(
@@ -83,7 +84,6 @@ def test_configured_servers_are_left_alone(project: Project, environ: dict[str, 
         assert client.dbsize() == 0
 
 
-@pytest.mark.slow
 def test_configured_servers_are_used_when_asked_for(project: Project, environ: dict[str, str]) -> None:
     """With --configured-servers the fleet runs on the servers of the environment, and starts none."""
     fleet = project.up("--workers", "2", "--exercise", "4", "--once", "--configured-servers", environ=environ)
@@ -106,7 +106,6 @@ def test_configured_servers_are_used_when_asked_for(project: Project, environ: d
         ({"BOT_DB_PASSWORD": "wrong"}, 2, "bot-1 refuses its settings (exit code 2)"),
     ],
 )
-@pytest.mark.slow
 def test_configured_servers_that_do_not_serve_are_told_in_a_line(
     project: Project, environ: dict[str, str], changes: dict[str, str], code: int, text: str
 ) -> None:
@@ -118,7 +117,6 @@ def test_configured_servers_that_do_not_serve_are_told_in_a_line(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
 def test_a_signal_stops_all_in_order(project: Project, signum: signal.Signals) -> None:
     """Ctrl-C or SIGTERM stops the processes, then the servers; exit code 0, and nothing is left running."""
     fleet = project.up("--workers", "2", "--bots", "1")
@@ -145,7 +143,6 @@ def test_a_signal_stops_all_in_order(project: Project, signum: signal.Signals) -
     ],
     ids=["initdb", "postgres", "worker"],
 )
-@pytest.mark.slow
 def test_a_signal_during_start_up_leaves_nothing_running(
     project: Project, texts: tuple[str, ...], signum: signal.Signals
 ) -> None:
@@ -159,7 +156,6 @@ def test_a_signal_during_start_up_leaves_nothing_running(
     assert not crashed(fleet)
 
 
-@pytest.mark.slow
 def test_a_second_signal_does_not_wait(project: Project) -> None:
     """While a worker takes its time to stop, a second Ctrl-C kills it, and all is over at once."""
     fleet = project.up("--workers", "1")
@@ -175,7 +171,6 @@ def test_a_second_signal_does_not_wait(project: Project) -> None:
     wait_until_gone(family)
 
 
-@pytest.mark.slow
 def test_a_process_that_does_not_stop_is_killed(project: Project) -> None:
     """A worker that does not answer to SIGTERM is killed when its grace is over."""
     fleet = project.up("--workers", "1", environ={"WORKER_SHUTDOWN_GRACE": "0.1"})
@@ -190,7 +185,6 @@ def test_a_process_that_does_not_stop_is_killed(project: Project) -> None:
 
 
 @pytest.mark.parametrize("kind", ["signal", "guard"])
-@pytest.mark.slow
 def test_sigkill_of_up_leaves_nothing_running(project: Project, spawn: Spawner, kind: str) -> None:
     """After `kill -9` of `up` no process of its fleet is left, with the parent-death signal as with the guard."""
     if kind == "guard":
@@ -206,7 +200,6 @@ def test_sigkill_of_up_leaves_nothing_running(project: Project, spawn: Spawner, 
     wait_until_gone(family)
 
 
-@pytest.mark.slow
 def test_a_run_after_a_killed_one_works_on_its_data(project: Project) -> None:
     """`up --once` after `kill -9` of another on the same data waits for what is left of that, and is up and done."""
     killed = project.up()
@@ -217,7 +210,6 @@ def test_a_run_after_a_killed_one_works_on_its_data(project: Project) -> None:
     assert [row["process"] for row in ROW.finditer(fleet.process.output())] == ["worker-1", "worker-2"]
 
 
-@pytest.mark.slow
 def test_a_second_up_in_the_same_folder_is_refused(project: Project) -> None:
     """A second `up` on the same data says in one line who holds it, ends with exit code 3, and the first goes on."""
     first = project.up()
@@ -230,7 +222,6 @@ def test_a_second_up_in_the_same_folder_is_refused(project: Project) -> None:
     assert (project.data / "passwords.json").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_started_again(project: Project) -> None:
     """A worker killed with SIGKILL is replaced by a new process, and the table counts the restart."""
     fleet = project.up("--workers", "2")
@@ -245,7 +236,6 @@ def test_a_killed_worker_is_started_again(project: Project) -> None:
 
 
 @pytest.mark.parametrize("server", ["PostgreSQL", "Redis"])
-@pytest.mark.slow
 def test_the_end_of_a_server_is_the_end_of_up(project: Project, server: str) -> None:
     """A server that dies is named in one line, everything stops, and the exit code is 3."""
     fleet = project.up("--workers", "2", environ={"WORKER_SHUTDOWN_GRACE": "1"})
@@ -260,7 +250,6 @@ def test_the_end_of_a_server_is_the_end_of_up(project: Project, server: str) -> 
     wait_until_gone(family)
 
 
-@pytest.mark.slow
 def test_failed_units_are_a_finding(project: Project) -> None:
     """An exercise in which queries failed ends with exit code 1, and the table is shown all the same."""
     one_connection_for_ten_jobs = {"DB_POOL_MAX": "1", "WORKER_DB_POOL_TIMEOUT": "0.2", "WORKER_MAX_JOBS": "10"}
@@ -270,7 +259,6 @@ def test_failed_units_are_a_finding(project: Project) -> None:
     assert "exercise: 10 of 10 jobs in" in fleet.process.output()
 
 
-@pytest.mark.slow
 def test_an_interrupted_exercise_is_no_success(project: Project) -> None:
     """`up --once` that is stopped before its exercise is done ends with exit code 1."""
     fleet = project.up("--exercise", "1000", "--once")
@@ -288,7 +276,6 @@ def test_bad_settings_are_told_before_anything_starts(project: Project) -> None:
     assert not project.data.exists()
 
 
-@pytest.mark.slow
 def test_a_table_is_drawn_on_a_terminal(project: Project, tether: Tether) -> None:
     """On a terminal the table and a progress bar are drawn below the log while the fleet runs."""
     ours, theirs = os.openpty()
