@@ -11,6 +11,7 @@ from tests.waiting import wait_until
 
 WORKERS = 10
 JOBS = 500
+JOBS_OF_A_SWITCH = 2000  # more than the fleet does while compose replaces it
 JOBS_AFTER = 100
 # Of a unit that is cut off while it runs nobody can say whether the server did it, so it is not run again; who waits
 # for a connection then is told that there is none. So many are under way, of 8000: 10 jobs of a worker, 8 of a job.
@@ -34,10 +35,10 @@ def up(stack: Stack) -> Stack:
 
 def switched(stack: Stack, *arguments: str) -> None:
     """Switch while jobs run: none is lost, and afterwards nothing fails."""
-    load = stack.load(JOBS)
+    load = stack.load(JOBS_OF_A_SWITCH)
     load.wait_for(20)
     stack.deploy(*arguments, "--apply")
-    assert load.done() < JOBS, "no job was left for after the switch"
+    assert load.done() < JOBS_OF_A_SWITCH, "no job was left for after the switch"
     load.wait().check(units=16, may_fail=UNDER_WAY)
     stack.load(JOBS_AFTER).wait().check(units=16)
 
