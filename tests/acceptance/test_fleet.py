@@ -66,7 +66,7 @@ async def test_twenty_workers_share_a_small_server(project: Project) -> None:
             nonlocal most
             while True:
                 most = max(most, (await read_server(connection)).total)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # between two samples
 
         watching = asyncio.create_task(watch_connections())
         outcomes = await finished(jobs, timeout_s=120)

@@ -44,7 +44,7 @@ async def test_ten_thousand_jobs(environ: dict[str, str], spawn: Spawner, redis_
         for done in RESTARTS:
             await until(lambda done=done: _done(fleet, done), timeout_s=240, what=f"{done} jobs", poll_s=0.5)
             redis_server.stop()
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # the fault itself: a second without Redis
             redis_server.start()
         await until(lambda: _empty(environ), timeout_s=300, what="an empty queue", poll_s=1.0)
         killing.cancel()

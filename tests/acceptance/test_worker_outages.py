@@ -69,9 +69,9 @@ async def test_redis_is_killed(environ: dict[str, str], spawn: Spawner, redis_se
             await fleet.start()
         keys = [f"job {number}" for number in range(6)]
         async with client(environ) as queue:
+            await queue.config_set("appendfsync", "always")  # else what came in the last second is lost
             jobs = await put_work(queue, keys, 5.0)
             await fleet.started(*keys)
-        await asyncio.sleep(1.1)  # its file is written once a second, and what is not in it is lost
         redis_server.kill()
         redis_server.start()
         async with client(environ) as queue:
@@ -178,7 +178,7 @@ async def test_an_orphan_after_an_outage(environ: dict[str, str], spawn: Spawner
             await fleet.started("a", "b")
         redis_server.stop()
         workers[0].child.stop()
-        await asyncio.sleep(4)
+        await asyncio.sleep(4)  # the fault itself: an outage of two leases
         redis_server.start()
         async with client(environ) as queue:
             await all_done(queue, jobs, timeout_s=40)
@@ -196,7 +196,7 @@ async def test_redis_is_full(environ: dict[str, str], spawn: Spawner, redis_serv
             await queue.config_set("maxmemory", "1")
             await asyncio.to_thread(worker.wait_for, "is away (")
             assert "command not allowed when used memory > 'maxmemory'" in worker.output()
-            await asyncio.sleep(4)
+            await asyncio.sleep(4)  # the fault itself: an outage of two leases
             await queue.config_set("maxmemory", "0")
             await all_done(queue, jobs)
         assert set((await fleet.starts()).values()) == {1}
@@ -228,7 +228,7 @@ async def _cut(cut: object) -> None:
     assert callable(cut)
     while True:
         cut()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the fault itself: every 50 ms
 
 
 def _sleep_until(moment: float) -> None:

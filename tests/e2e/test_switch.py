@@ -14,7 +14,7 @@ JOBS = 500
 JOBS_OF_A_SWITCH = 2000  # more than the fleet does while compose replaces it
 JOBS_AFTER = 100
 # Of a unit that is cut off while it runs nobody can say whether the server did it, so it is not run again; who waits
-# for a connection then is told that there is none. So many are under way, of 8000: 10 jobs of a worker, 8 of a job.
+# for a connection then is told that there is none. So many are under way at most: 10 jobs of a worker, 8 of a job.
 UNDER_WAY = WORKERS * 10 * 8
 SERVER_CONNECTIONS = 25 + 5  # PGBOUNCER_DEFAULT_POOL_SIZE + PGBOUNCER_RESERVE_POOL_SIZE
 

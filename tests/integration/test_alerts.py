@@ -225,18 +225,23 @@ async def test_crowded_server(process: Process, environ: Environ) -> None:
     await until(lambda: _closed(watch))
 
 
+async def opened(watch: Watch) -> None:
+    """Look until an alert is stored."""
+
+    async def look() -> bool:
+        await watch.look_once()
+        return bool(await states())
+
+    await until(look, what="an alert")
+
+
 async def test_crowded_by_own_observation(process: Process, environ: Environ) -> None:
     """Without any samples, what this bot saw before is enough."""
     watch = Watch(process, Thresholds(crowded_s=0.3))
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(78):
             await stack.enter_async_context(connect(Settings.load("poolctl", environ)))
-
-        async def opened() -> bool:
-            await watch.look_once()
-            return bool(await states())
-
-        await until(opened, poll_s=0.1)
+        await opened(watch)
     assert (await states())[0][0] == "connections"
 
 
@@ -244,8 +249,7 @@ async def test_old_queue(process: Process) -> None:
     """A job that nobody takes is an alert; when it is gone, that is over."""
     watch = Watch(process, AT_ONCE)
     job = await enqueue(process.queue, EXERCISE_POOL, ExercisePool())
-    await asyncio.sleep(0.01)
-    await watch.look_once()
+    await opened(watch)
     assert await states() == [("old queue", "", True)]
     await process.queue.zrem(process.queue.default_queue_name, job.job_id)
     await watch.look_once()
@@ -261,8 +265,7 @@ async def test_redis_that_is_away(environ: Environ, caplog: pytest.LogCaptureFix
         async with open_process(Settings.load("bot", by_proxy)) as process:
             watch = Watch(process, AT_ONCE)
             await enqueue(process.queue, EXERCISE_POOL, ExercisePool())
-            await asyncio.sleep(0.01)
-            await watch.look_once()
+            await opened(watch)
             assert await states() == [("old queue", "", True)]
             await proxy.stop()
             await process.database.client.execute_query("SELECT 1")
