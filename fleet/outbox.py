@@ -20,17 +20,21 @@ MOST_OF_A_CHAT = 5  # taken at once: a chat that much is to be said in keeps no 
 
 # The condition stands twice: a window takes no FOR UPDATE, and what it saw free may be taken by now.
 _FREE = f"(taken IS NULL OR taken < now() - interval '{LEASE_S} s')"
+# Of each chat what comes next, in one piece: nothing before it is another bot's, nor has just become it.
 _TAKE = f"""
-    WITH numbered AS (
-        SELECT id, row_number() OVER (PARTITION BY chat ORDER BY id) AS place FROM fleet_outgoing
-        WHERE split_part(chat, ':', 1) = $1 AND chat <> ALL ($2::text[]) AND {_FREE}
-    ), free AS (
-        SELECT id FROM fleet_outgoing
-        WHERE id IN (SELECT id FROM numbered WHERE place <= {MOST_OF_A_CHAT}) AND {_FREE}
-        ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED
+    WITH lines AS (
+        SELECT id, row_number() OVER line AS place, bool_and({_FREE}) OVER line AS free FROM fleet_outgoing
+        WHERE split_part(chat, ':', 1) = $1 AND chat <> ALL ($2::text[])
+        WINDOW line AS (PARTITION BY chat ORDER BY id)
+    ), locked AS (
+        SELECT id, chat, place FROM fleet_outgoing JOIN lines USING (id)
+        WHERE lines.free AND place <= {MOST_OF_A_CHAT} AND {_FREE}
+        ORDER BY id LIMIT $3 FOR UPDATE OF fleet_outgoing SKIP LOCKED
+    ), next AS (
+        SELECT id, place = row_number() OVER (PARTITION BY chat ORDER BY place) AS in_turn FROM locked
     )
-    UPDATE fleet_outgoing AS outgoing SET taken = now() FROM free WHERE outgoing.id = free.id
-    RETURNING outgoing.id, chat, text
+    UPDATE fleet_outgoing AS outgoing SET taken = now() FROM next WHERE outgoing.id = next.id AND in_turn
+    RETURNING outgoing.id, outgoing.chat, text
 """  # noqa: S608 - constants
 _RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[])"
 
@@ -62,7 +66,7 @@ class Outbox:
     async def take(self, most: int, *, busy: Sequence[str] = ()) -> list[Said]:
         """Up to `most` of it, the oldest first, MOST_OF_A_CHAT for each chat, nothing for the `busy` ones.
 
-        To be renewed within LEASE_S.
+        Nothing either for a chat of which another process has taken what comes first. To be renewed within LEASE_S.
         """
         _, rows = await self._client.execute_query(_TAKE, [self._transport, list(busy), most])
         return sorted((Said(**row) for row in rows), key=lambda said: said.id)

@@ -46,7 +46,7 @@ async def test_said_with_the_work_or_not_at_all(process: Process) -> None:
 async def test_each_is_taken_once(process: Process) -> None:
     """Of any number of bots that look at once, one gets each thing."""
     for number in range(40):
-        await say(f"console:{number % 20}", str(number))
+        await say(f"console:{number}", str(number))
     outboxes = [Outbox(process.database.client, "console") for _ in range(8)]
     taken = await asyncio.gather(*(outbox.take(10) for outbox in outboxes))
     texts = [said.text for each in taken for said in each]
@@ -54,13 +54,28 @@ async def test_each_is_taken_once(process: Process) -> None:
 
 
 async def test_what_another_takes_is_not_waited_for(process: Process) -> None:
-    """While another bot is about to take the first, a bot passes over it and takes the next."""
-    await say("console", "first")
-    await say("console", "next")
+    """While another bot is about to take what is for one chat, a bot passes over it and takes the next chat's."""
+    await say("console:1", "first")
+    await say("console:2", "next")
     async with in_transaction() as other:
         (first,) = await Outbox(other, "console").take(1)  # type: ignore[arg-type] # a transaction is a client, too
         (following,) = await Outbox(process.database.client, "console").take(10)
     assert (first.text, following.text) == ("first", "next")
+
+
+async def test_a_chat_is_one_bots_at_a_time(process: Process) -> None:
+    """While a bot has, or is about to take, what comes first in a chat, no other gets what follows."""
+    for number in range(MOST_OF_A_CHAT + 2):
+        await say("console", str(number))
+    second = Outbox(process.database.client, "console")
+    async with in_transaction() as other:
+        first = Outbox(other, "console")  # type: ignore[arg-type] # a transaction is a client, too
+        taken = await first.take(2)
+        assert await second.take(10) == []
+    assert await second.take(10) == []
+    for said in taken:
+        await second.remove(said)
+    assert [said.text for said in await second.take(10)] == ["2", "3", "4", "5", "6"]
 
 
 async def test_taken_in_order_by_transport_and_chat(process: Process) -> None:
