@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from arq.connections import ArqRedis
 
 from bot.errors import LeaseLost
@@ -32,32 +34,39 @@ class Inbox:
     other does. That holds while Redis keeps its data; where it loses them, the transport's own memory is what is left.
     """
 
-    def __init__(self, queue: ArqRedis, key: str, lease: Lease) -> None:
+    def __init__(self, queue: ArqRedis, key: str, lease: Lease, *, remembered_s: float = REMEMBERED_S) -> None:
         self._queue = queue
         self._key = key
         self._lease = lease
         self._claim_script = queue.register_script(_CLAIM)
-        self._last: int | None = None
+        self._remembered_s = remembered_s
+        self._number: int | None = None
+        self._heard_at = 0.0
 
     @property
     def following(self) -> int | None:
-        """The number from which on messages are not known to be handled; None: nothing is known."""
-        return None if self._last is None else self._last + 1
+        """The number from which on messages are not known to be handled; None: nothing is known, or no longer."""
+        if self._number is None or time.monotonic() - self._heard_at > self._remembered_s:
+            return None
+        return self._number + 1
 
     async def refresh(self) -> None:
         """Learn what other bots have claimed. Raises RedisError."""
         mark: bytes | None = await self._queue.get(self._key)
         number = (mark or b"").partition(b" ")[0]
-        self._last = int(number) if number.isdigit() else None
+        self._remember(int(number) if number.isdigit() else None)
 
     async def claim(self, number: int) -> bool:
         """Whether this bot is to handle it. Raises LeaseLost; RedisError: nobody knows, so ask again later."""
-        if self._last is not None and number <= self._last:
+        if (following := self.following) is not None and number < following:
             return False
         answer = await self._claim_script(
-            keys=[self._lease.key, self._key], args=[self._lease.holder, number, int(REMEMBERED_S * 1000)]
+            keys=[self._lease.key, self._key], args=[self._lease.holder, number, int(self._remembered_s * 1000)]
         )
         if answer < 0:
             raise LeaseLost("another bot may have it")
-        self._last = number
+        self._remember(number)
         return bool(answer)
+
+    def _remember(self, number: int | None) -> None:
+        self._number, self._heard_at = number, time.monotonic()

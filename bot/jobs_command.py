@@ -54,10 +54,10 @@ def dead_text(count: int, latest: Sequence[DeadJob]) -> str:
     """The last ones first, with their arguments and the reason."""
     lines = [f"the last {len(latest)} of {count} dead jobs" if count > len(latest) else "dead jobs"]
     for job in latest:
-        what = "a payload that cannot be read" if job.job is None else f"{job.job} {_arguments(job)}"
+        what = "a payload that cannot be read" if job.job is None else f"{shown(job.job)} {_arguments(job)}"
         tries = f", try {job.tries}" if job.tries else ""
         lines.append(f"{shown(job.id)}  {job.at:%m-%d %H:%M:%S} UTC{tries}  {what}")
-        lines.append(f"  {job.type}: {shown(next(iter(job.message.splitlines()), ''))}")
+        lines.append(f"  {shown(job.type)}: {shown(next(iter(job.message.splitlines()), ''))}")
     return "\n".join(lines)
 
 

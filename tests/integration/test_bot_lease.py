@@ -177,6 +177,22 @@ async def test_successor_knows_what_was_claimed(queue: ArqRedis) -> None:
             assert inbox.following == 11
 
 
+async def test_forgotten_in_memory_as_in_redis(queue: ArqRedis) -> None:
+    """A bot that heard nothing for so long takes lower numbers: the transport's may start anew."""
+    lease = Lease(queue, KEY, "bot@a:1")
+    async with lease.held():
+        inbox = Inbox(queue, MARK, lease, remembered_s=0.2)
+        assert await inbox.claim(10)
+        await until(lambda: inbox.following is None)
+
+        async def forgotten() -> bool:
+            return not await queue.exists(MARK)
+
+        await until(forgotten)
+        assert await inbox.claim(3)
+        assert inbox.following == 4
+
+
 async def test_claim_whose_answer_was_lost(queue: ArqRedis) -> None:
     """A claim that Redis made while its answer was lost is still this bot's own."""
     lease = Lease(queue, KEY, "bot@a:1")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
+from bot.jobs_command import dead_text
 from fleet.dead_letters import DeadJob
 from fleet.job_id import id_bytes, id_text
 from fleet.queue_view import QueueView
@@ -53,6 +54,7 @@ def test_nothing_controls_the_terminal() -> None:
     assert all(line.isprintable() for line in lines)
     assert lines[1].startswith("    Error\\x1b[2J\\x9b1m\\u202e\\r\\ud800: no\\x1b[2J")
     assert lines[3] == "        next"
+    assert all(line.isprintable() for line in dead_text(1, [job]).split("\n"))
 
 
 @pytest.mark.parametrize(
