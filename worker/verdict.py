@@ -74,7 +74,9 @@ Verdict = Done | Failed | Again
 
 def verdict_on(error: Exception, job: Job[Any, Any], limits: Limits, *, tries: int, excused: int) -> Failed | Again:
     """What becomes of `job` after try number `tries`, and after so many `excused` ones before, ended with `error`."""
-    if (why := excuse(error)) is not None and excused < limits.excused:
+    # A try that took too long is the job's own, whatever its clean-up met.
+    why = None if isinstance(error, JobTimeout) else excuse(error)
+    if why is not None and excused < limits.excused:
         return Again(EXCUSED_BACKOFF.pause_s(excused + 1), "excused", why)
     if tries >= (limits.tries if job.tries is None else job.tries):
         return Failed(error)

@@ -48,6 +48,13 @@ def test_a_timeout_is_tried_again_if_the_contract_says_so() -> None:
     assert isinstance(verdict_on(late, job(retry_on_timeout=True), LIMITS, tries=1, excused=0), Again)
 
 
+def test_a_timeout_is_never_excused() -> None:
+    """A job that took too long is over, though its clean-up met a database that was away or a full pool."""
+    late = JobTimeout("took longer than 1 s")
+    late.__cause__ = PoolTimeout("full")
+    assert isinstance(verdict_on(late, job(), LIMITS, tries=1, excused=0), Failed)
+
+
 def test_retry_is_honoured() -> None:
     """arq's Retry says when the next try is due; without a time the contract's backoff does."""
     assert verdict_on(Retry(defer=1.5), job(), LIMITS, tries=1, excused=0) == Again(1.5, "counted", "it asked for it")
