@@ -15,7 +15,7 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
-from fleet.claims import Claim, Claims, Renewal
+from fleet.claims import Claim, Claims, Look, Renewal
 from fleet.registry import JobCounts
 from fleet.wire import describe_error, dumps
 from worker.job_run import Handler, Hooks, JobRun
@@ -59,6 +59,8 @@ class JobLoop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy = 0  # slots
         self._slot_free = asyncio.Event()
+        self._settled = asyncio.Event()  # unless a claim is under way
+        self._settled.set()
         self._stopping = asyncio.Event()
         self._renew_soon = asyncio.Event()
         self._complete = self._failed = self._retried = 0
@@ -119,9 +121,7 @@ class JobLoop:
             try:
                 if failures:  # it may be another Redis by now
                     await self._claims.meet()
-                look = await self._claims.claim(free)
-                for claim in look.claims:
-                    self._start(claim)
+                look = await self._claim(free)
                 if self._burst and not look.claims and not look.left and not self._runs:
                     break
                 if len(look.claims) < free:
@@ -138,6 +138,16 @@ class JobLoop:
         if self._claims.doubtful:
             with contextlib.suppress(*LOST):
                 await self._claims.renew({})
+
+    async def _claim(self, wanted: int) -> Look:
+        self._settled.clear()
+        try:
+            look = await self._claims.claim(wanted)
+            for claim in look.claims:
+                self._start(claim)
+            return look
+        finally:
+            self._settled.set()
 
     async def _wait_for_a_job(self, again_s: float | None) -> None:
         waiting: list[Coroutine[Any, Any, object]] = [
@@ -171,7 +181,9 @@ class JobLoop:
             finally:
                 self._busy -= 1
                 self._slot_free.set()
-            await asyncio.sleep(0)  # the next jobs are claimed first: they are what takes time
+            # The next jobs are claimed and started first: they are what takes time.
+            await asyncio.sleep(0)
+            await self._settled.wait()
             await self._record(run, verdict)
         finally:
             del self._runs[run.claim.id]
