@@ -12,11 +12,13 @@ from fleet.backoff import Backoff
 from fleet.errors import AppRefused, FleetError, QueueLost, QueueUnreachable, RefusedByRedis, WrongRedisPassword
 from fleet.jobs import (
     EXERCISE_POOL,
+    EXPLAIN_QUERY,
     PRUNE_SAMPLES,
     SAMPLE_CONNECTIONS,
     Arguments,
     ExercisePool,
     ExerciseResult,
+    ExplainQuery,
     Job,
     NoArguments,
     abort,
@@ -30,6 +32,7 @@ from fleet.wire import JobFailed
 
 __all__ = [
     "EXERCISE_POOL",
+    "EXPLAIN_QUERY",
     "PRUNE_SAMPLES",
     "SAMPLE_CONNECTIONS",
     "App",
@@ -38,6 +41,7 @@ __all__ = [
     "Backoff",
     "ExercisePool",
     "ExerciseResult",
+    "ExplainQuery",
     "FleetError",
     "Job",
     "JobCode",

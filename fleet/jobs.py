@@ -15,6 +15,7 @@ from arq.jobs import Job as QueuedJob
 from arq.jobs import serialize_job
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from db.explain import Explanation
 from fleet.backoff import Backoff
 from fleet.queue import Queue
 from fleet.script import Script
@@ -72,6 +73,12 @@ class ExerciseResult(BaseModel):
     query_p99_ms: Milliseconds
 
 
+class ExplainQuery(Arguments):
+    """One SELECT, or WITH … SELECT, whose plan is wanted. It is not run."""
+
+    sql: str
+
+
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -113,9 +120,10 @@ class Job(Generic[A, R]):
 
 
 EXERCISE_POOL = Job("exercise_pool", ExercisePool, ExerciseResult)
+EXPLAIN_QUERY = Job("explain_query", ExplainQuery, Explanation, timeout_s=60.0)
 SAMPLE_CONNECTIONS = Job("sample_connections", NoArguments, int, timeout_s=25.0)  # connections that the server has
 PRUNE_SAMPLES = Job("prune_samples", NoArguments, int)  # samples deleted
-OWN_JOBS: tuple[Job[Any, Any], ...] = (EXERCISE_POOL, SAMPLE_CONNECTIONS, PRUNE_SAMPLES)
+OWN_JOBS: tuple[Job[Any, Any], ...] = (EXERCISE_POOL, EXPLAIN_QUERY, SAMPLE_CONNECTIONS, PRUNE_SAMPLES)
 
 
 _ENQUEUE = Script(

@@ -9,11 +9,12 @@ from uuid import uuid4
 from config import Settings
 from config.exit_codes import ExitCode
 from fleet.claims import Claims
-from fleet.jobs import EXERCISE_POOL, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, Job, NoArguments
+from fleet.jobs import EXERCISE_POOL, EXPLAIN_QUERY, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, Job, NoArguments
 from fleet.process import Process, open_process
 from fleet.queue import address
 from fleet.registry import JobCounts
 from worker.exercise import exercise_pool
+from worker.explain import explain
 from worker.job_loop import JobLoop
 from worker.job_run import Handler, Hooks
 from worker.outage import Outage
@@ -52,6 +53,7 @@ def own_handlers(process: Process) -> list[Handler]:
     """The jobs of this project."""
     return [
         handler(EXERCISE_POOL, exercise_pool, process),
+        handler(EXPLAIN_QUERY, explain, process),
         handler(SAMPLE_CONNECTIONS, sample_connections, process),
         handler(PRUNE_SAMPLES, prune_samples, process),
     ]

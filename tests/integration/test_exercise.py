@@ -14,11 +14,13 @@ from db.models import Alert, ConnectionSample
 from db.server import connect, read_server
 from fleet.jobs import (
     EXERCISE_POOL,
+    EXPLAIN_QUERY,
     PRUNE_SAMPLES,
     SAMPLE_CONNECTIONS,
     Arguments,
     ExercisePool,
     ExerciseResult,
+    ExplainQuery,
     Job,
     NoArguments,
     enqueue,
@@ -28,6 +30,7 @@ from fleet.wire import JobFailed
 from tests.proxy import open_proxy
 from tests.waiting import until
 from worker.exercise import ExerciseFailed, exercise_pool
+from worker.explain import explain
 from worker.runner import build_loop, own_handlers
 from worker.sampling import prune_samples, sample_connections
 
@@ -160,6 +163,17 @@ async def test_a_worker_runs_the_contract(environ: dict[str, str]) -> None:
         assert await _result(process, SAMPLE_CONNECTIONS, NoArguments()) > 0
         assert await _result(process, PRUNE_SAMPLES, NoArguments()) == 0
         assert await ConnectionSample.all().count() == 1
+        explained = await _result(process, EXPLAIN_QUERY, ExplainQuery(sql="SELECT * FROM fleet_alert, pg_class"))
+        assert explained == await explain(process, ExplainQuery(sql="SELECT * FROM fleet_alert, pg_class"))
+        assert "fleet_alert" in {node.relation for node in explained.plan.walk()}
+
+
+async def test_a_query_that_is_not_explained(environ: dict[str, str]) -> None:
+    """What is not one SELECT fails its job with the reason, and nothing is written."""
+    async with _process(environ) as process, _working(process):
+        with pytest.raises(JobFailed, match="only one SELECT") as caught:
+            await _result(process, EXPLAIN_QUERY, ExplainQuery(sql="DELETE FROM fleet_alert"))
+        assert caught.value.type == "ExplainRefused"
 
 
 @pytest.mark.parametrize("arguments", [{"queries": 0}, {"unknown": 1}])

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from fleet.jobs import (
     EXERCISE_POOL,
+    OWN_JOBS,
     PRUNE_SAMPLES,
-    SAMPLE_CONNECTIONS,
     ExercisePool,
     ExerciseResult,
     Job,
@@ -77,8 +77,7 @@ def test_a_newer_workers_result_is_read() -> None:
 
 def test_jobs_have_names_of_their_own() -> None:
     """No two jobs of the contract share a name on the wire."""
-    jobs = [EXERCISE_POOL, SAMPLE_CONNECTIONS, PRUNE_SAMPLES]
-    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({job.name for job in OWN_JOBS}) == len(OWN_JOBS)
 
 
 def test_a_job_without_arguments_refuses_some() -> None:
