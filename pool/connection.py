@@ -16,6 +16,7 @@ from pool.statistics import CloseReason, PoolStatistics
 
 LARGE_RESULT = 1000  # rows
 RELEASE_TIMEOUT_S = 1.0  # without one, release waited over 20 s for a server that had gone silent
+UNSENT = "connection was closed before this statement was sent"
 
 Result = TypeVar("Result")
 
@@ -85,7 +86,7 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
 
     async def ping(self, timeout_s: float) -> None:
         """Asks the server for a sign of life, uncounted. Raises whatever asyncpg raises."""
-        await super().execute("SELECT 1", timeout=timeout_s)
+        await self._doubted(super().execute("SELECT 1", timeout=timeout_s))
 
     def get_reset_query(self) -> str:
         """asyncpg's, and what that leaves to the next user: another role, and temporary tables."""
@@ -95,7 +96,7 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
     async def reset_session(self) -> None:
         """Sends the reset query, uncounted."""
         if query := self.get_reset_query():
-            await super().execute(query)
+            await self._doubted(super().execute(query))
         self.changed = False
 
     async def close(self, *, timeout: float | None = None) -> None:
@@ -178,7 +179,11 @@ class PoolConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
     async def _doubted(self, statement: Awaitable[Result]) -> Result:
         try:
             return await statement
-        except BaseException:
+        except BaseException as error:
             # asyncpg switches jit off while it asks for a type, and on again only if all goes well.
             self.changed = True
+            # A server that ends a session says so first, and hangs up when it has cleaned up. asyncpg does not expect
+            # a word between statements: the next one fails on an internal state, unsent, and asyncpg hangs up itself.
+            if isinstance(error, asyncpg.InternalClientError) and self.is_closed():
+                raise asyncpg.ConnectionDoesNotExistError(UNSENT) from None
             raise

@@ -44,7 +44,6 @@ _LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleSessionTimeoutError,
     asyncpg.DatabaseDroppedError,
-    asyncpg.InternalClientError,
     OSError,
 )
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -92,8 +91,11 @@ def translate(error: Exception, *, lost: bool, behind_pooler: bool = False) -> E
 
 
 def may_pass(error: DBConnectionError) -> bool:
-    """Whether the server may be back in a moment: it restarts, or nobody answers at its address."""
-    return not isinstance(error, TooManyClients) and isinstance(error.__cause__, _LOST)
+    """Whether the server may be back in a moment: it restarts, or nobody answers at its address.
+
+    `error` is one of connecting: there asyncpg's internal errors are no mistake of the program.
+    """
+    return not isinstance(error, TooManyClients) and isinstance(error.__cause__, (*_LOST, asyncpg.InternalClientError))
 
 
 def describe(error: BaseException) -> str:
