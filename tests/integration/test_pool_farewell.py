@@ -137,6 +137,17 @@ async def test_whoever_has_the_connection_itself_hears_the_same(environ: Environ
         assert_lost(caught.value)
 
 
+async def test_a_transaction_of_the_drivers_own_excuses_too(environ: Environ) -> None:
+    """asyncpg says of it only that its connection is closed; by what, is behind that."""
+    async with one_connection(environ) as client, client.acquire_connection() as connection:
+        with pytest.raises(asyncpg.InterfaceError, match="connection is closed") as caught:
+            async with contextlib.AsyncExitStack() as meanwhile, connection.transaction():
+                await connection.fetchval("SELECT 1")
+                await meanwhile.enter_async_context(ending(environ, client))
+                await connection.fetchval("SELECT 1")
+        assert_lost(caught.value)
+
+
 async def test_a_ping_hears_the_same(environ: Environ, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that is found dead is replaced, and the log says why."""
     caplog.set_level("INFO", "pool")
