@@ -137,15 +137,20 @@ async def test_whoever_has_the_connection_itself_hears_the_same(environ: Environ
         assert_lost(caught.value)
 
 
+async def raw_transaction(environ: Environ, client: Any, connection: Any) -> None:
+    """The driver's own, whose connection is ended within."""
+    async with contextlib.AsyncExitStack() as meanwhile, connection.transaction():
+        await connection.fetchval("SELECT 1")
+        await meanwhile.enter_async_context(ending(environ, client))
+        await connection.fetchval("SELECT 1")
+
+
 async def test_a_transaction_of_the_drivers_own_excuses_too(environ: Environ) -> None:
     """asyncpg says of it only that its connection is closed; by what, is behind that."""
     async with one_connection(environ) as client, client.acquire_connection() as connection:
         with pytest.raises(asyncpg.InterfaceError, match="connection is closed") as caught:
-            async with contextlib.AsyncExitStack() as meanwhile, connection.transaction():
-                await connection.fetchval("SELECT 1")
-                await meanwhile.enter_async_context(ending(environ, client))
-                await connection.fetchval("SELECT 1")
-        assert_lost(caught.value)
+            await raw_transaction(environ, client, connection)
+        assert excuse(caught.value) == "the database was away"
 
 
 async def test_a_ping_hears_the_same(environ: Environ, caplog: pytest.LogCaptureFixture) -> None:
