@@ -14,6 +14,7 @@ SETTINGS = ROOT / "docker-compose.settings.yml"
 
 
 def load(path: Path) -> dict[str, Any]:
+    """A compose file's own text: anchors are followed, variables and `extends` are not."""
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 
@@ -29,15 +30,15 @@ def _services() -> dict[str, Any]:
 
 
 def seconds(duration: str) -> float:
-    """`1m30s` is 90."""
-    return sum(float(n) * {"s": 1, "m": 60}[unit] for n, unit in re.findall(r"([\d.]+)([sm])", duration))
+    """Compose's `1m30s`: the sum of its parts."""
+    assert re.fullmatch(r"(\d+(\.\d+)?[sm])+", duration), duration
+    return sum(float(number) * {"s": 1, "m": 60}[unit] for number, unit in re.findall(r"([\d.]+)([sm])", duration))
 
 
 def megabytes(size: str) -> int:
     """`512M` is 512."""
-    number, unit = int(size[:-1]), size[-1]
-    assert unit == "M"
-    return number
+    assert re.fullmatch(r"\d+(m|M|mb|MB)", size), size
+    return int(re.sub(r"\D", "", size))
 
 
 COMPOSED = _services()

@@ -10,10 +10,12 @@ from typing import Any
 
 from tortoise.backends.base.client import BaseDBAsyncClient
 from tortoise.context import TortoiseContext
+from tortoise.transactions import in_transaction
 
 from config import Settings
 from config.tortoise import asyncpg_connect_kwargs
 from db import connect
+from db.models import Subscriber
 from pool import PoolTimeout
 
 OURS = "pool.engine"
@@ -62,6 +64,12 @@ async def free_slots(client: BaseDBAsyncClient, limit: int, *, within_s: float =
                     assert await connection.fetchval("SELECT 1") == 1
                     got += 1
     return got
+
+
+async def subscribe(chat: str) -> None:
+    """One statement in a transaction, or in a savepoint where there is a transaction already."""
+    async with in_transaction():
+        await Subscriber.create(chat=chat)
 
 
 async def backends(environ: Mapping[str, str], name: str = NAME) -> int:

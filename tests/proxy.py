@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -180,3 +180,8 @@ async def open_proxy(host: str, port: int | str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         await proxy.close()
+
+
+def through(proxy: Proxy, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the proxy before the database."""
+    return {**environ, "DB_PORT": str(proxy.listens_on)}

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,20 @@ class Load:
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process = process
         self._log = log
+
+    @classmethod
+    def start(cls, python: Sequence[str], numbers: Iterable[int], folder: Path, log: Path) -> Load:
+        """Run load.py with its `numbers` by a command, in `folder`, that starts Python inside the stack."""
+        with log.open("wb") as output, Path(load.__file__).open("rb") as script:
+            process = subprocess.Popen(
+                [*python, "-", *map(str, numbers)],
+                cwd=folder,
+                env=docker_environ(),
+                stdin=script,
+                stdout=output,
+                stderr=output,
+            )
+        return cls(process, log)
 
     def done(self) -> int:
         """Jobs that have ended; AssertionError if whoever follows them has failed. -1 before they are queued."""
@@ -328,18 +342,8 @@ class Stack:
 
     def load(self, jobs: int, *, queries: int = 16, concurrency: int = 8, hold_ms: int = 5) -> Load:
         """Put exercise jobs on the queue from inside the stack; returns when all are there."""
-        log = self._log("load")
-        numbers = map(str, (jobs, queries, concurrency, hold_ms))
-        with log.open("wb") as output, Path(load.__file__).open("rb") as script:
-            process = subprocess.Popen(
-                self.command("run", "--rm", "-T", "--no-deps", "bot", "python", "-", *numbers),
-                cwd=self.folder,
-                env=self.environ,
-                stdin=script,
-                stdout=output,
-                stderr=output,
-            )
-        started = Load(process, log)
+        python = self.command("run", "--rm", "-T", "--no-deps", "bot", "python")
+        started = Load.start(python, (jobs, queries, concurrency, hold_ms), self.folder, self._log("load"))
         self.loads.append(started)
         started.wait_for(0)
         return started

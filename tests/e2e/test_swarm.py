@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e import load
-from tests.e2e.stack import PASSED, ROOT, Images, Load
+from tests.e2e.stack import ROOT, Images, Load, docker_environ
 from tests.secrecy import Secrecy
 from tests.waiting import wait_until
 
@@ -51,11 +49,11 @@ class SwarmStack:
 
     def run(self, *command: str, timeout_s: float = COMMAND_S, check: bool = True, **settings: str) -> str:
         """What a command in the folder prints; `settings` are its variables."""
-        environ = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
+        images = {"POOLCTL_IMAGE": self.images.poolctl, "PGBOUNCER_IMAGE": self.images.pgbouncer}
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environ | {"POOLCTL_IMAGE": self.images.poolctl, "PGBOUNCER_IMAGE": self.images.pgbouncer} | settings,
+            env=docker_environ() | images | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -115,17 +113,12 @@ class SwarmStack:
 
     def load(self, jobs: int, *, queries: int, concurrency: int, hold_ms: int) -> Load:
         """Put exercise jobs on the queue; whoever follows them is no task, so that no update ends it."""
-        log = self._log("load")
         secret = self.folder / "secrets" / "redis_password"
         command = ["docker", "run", "--rm", "-i", "--name", f"{self.name}_load-{len(self.loads)}"]
         command += ["--network", f"{self.name}_default"]
         command += ["-v", f"{secret}:/run/secrets/redis_password:ro", "-e", "STACK_POSTGRES_HOST=postgres"]
-        command += ["-e", "STACK_REDIS_HOST=redis", self.images.poolctl, "python", "-"]
-        with log.open("wb") as output, Path(load.__file__).open("rb") as script:
-            process = subprocess.Popen(
-                [*command, *map(str, (jobs, queries, concurrency, hold_ms))], stdin=script, stdout=output, stderr=output
-            )
-        started = Load(process, log)
+        command += ["-e", "STACK_REDIS_HOST=redis", self.images.poolctl, "python"]
+        started = Load.start(command, (jobs, queries, concurrency, hold_ms), self.folder, self._log("load"))
         self.loads.append(started)
         started.wait_for(0)
         return started

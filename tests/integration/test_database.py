@@ -14,18 +14,9 @@ from db import connect, migrate, open_database
 from db.errors import WrongPassword
 from db.models import Alert, ConnectionSample, Subscriber
 from pool import PoolError
-from tests.waiting import until
+from tests.superuser import connections, disconnected
 
 Environ = dict[str, str]
-
-
-async def connections(environ: Environ, application_name: str) -> int:
-    """How many connections the server has of that name."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        count: int = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", application_name
-        )
-    return count
 
 
 async def test_the_floor_is_connected_before_anybody_asks(environ: Environ) -> None:
@@ -36,11 +27,7 @@ async def test_the_floor_is_connected_before_anybody_asks(environ: Environ) -> N
         assert await connections(environ, name) == 3
         snapshot = database.pool_snapshot()
         assert (snapshot.name, snapshot.size, snapshot.floor, snapshot.limit) == (name, 3, 3, 10)
-    await until(lambda: _none(environ, name), what="all connections are closed")
-
-
-async def _none(environ: Environ, application_name: str) -> bool:
-    return await connections(environ, application_name) == 0
+    await disconnected(environ, name)
 
 
 async def test_no_floor_still_connects_at_once(environ: Environ) -> None:
@@ -105,7 +92,7 @@ async def test_an_error_inside_reaches_the_caller_and_closes(environ: Environ) -
     with pytest.raises(ZeroDivisionError):
         async with open_database(settings):
             raise ZeroDivisionError
-    await until(lambda: _none(environ, settings.db.application_name), what="all connections are closed")
+    await disconnected(environ, settings.db.application_name)
     assert get_current_context() is None
 
 
@@ -130,7 +117,7 @@ async def test_closing_does_not_wait_for_ever(environ: Environ, caplog: pytest.L
     assert asyncio.get_running_loop().time() - started < 8
     assert "1 connections still in use" in caplog.text
     await held.__aexit__(None, None, None)
-    await until(lambda: _none(environ, settings.db.application_name), what="all connections are closed")
+    await disconnected(environ, settings.db.application_name)
 
 
 async def test_a_schema_of_its_own(environ: Environ) -> None:

@@ -14,7 +14,7 @@ from tortoise.context import get_current_context
 from config import Settings
 from config.exit_codes import ExitCode
 from config.tortoise import asyncpg_connect_kwargs
-from db import connect, open_database
+from db import open_database
 from db.errors import (
     BadTLS,
     DatabaseError,
@@ -28,6 +28,7 @@ from db.errors import (
 )
 from db.models import Subscriber
 from tests.proxy import open_proxy
+from tests.superuser import disconnected, execute
 from tests.waiting import until
 
 Environ = dict[str, str]
@@ -50,22 +51,6 @@ async def failure(environ: Environ, **changes: str) -> DatabaseError:
     return error
 
 
-async def admin(environ: Environ, *statements: str) -> None:
-    """Runs statements as the superuser that the servers' environment names."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        for statement in statements:
-            await connection.execute(statement)
-
-
-async def left_open(environ: Environ, name: str) -> int:
-    """Connections of that application name that the server still has."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        count: int = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", name
-        )
-    return count
-
-
 async def test_settings_that_are_wrong_fail_at_once(environ: Environ) -> None:
     """Wrong password, unknown role, unknown database: each has its class and is not tried again."""
     started = time.monotonic()
@@ -84,13 +69,13 @@ async def test_a_role_that_may_not_come_in(environ: Environ) -> None:
     """NOLOGIN and a missing CONNECT privilege are refusals of the login, not wrong passwords."""
     name = environ["DB_NAME"]
     try:
-        await admin(environ, "CREATE ROLE locked PASSWORD 'pw-of-locked'")
+        await execute(environ, "CREATE ROLE locked PASSWORD 'pw-of-locked'")
         environ_of_locked = {"DB_USER": "locked", "DB_PASSWORD": "pw-of-locked"}
         assert type(await failure(environ, **environ_of_locked)) is LoginRefused
-        await admin(environ, "ALTER ROLE locked LOGIN", f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+        await execute(environ, "ALTER ROLE locked LOGIN", f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
         assert type(await failure(environ, **environ_of_locked)) is LoginRefused
     finally:
-        await admin(environ, "DROP ROLE locked")
+        await execute(environ, "DROP ROLE locked")
 
 
 async def test_nobody_listens(environ: Environ) -> None:
@@ -173,7 +158,7 @@ async def _count(settings: Settings) -> int:
 
 async def test_a_role_s_connection_limit(environ: Environ) -> None:
     """Too few slots for the floor is TooManyClients: it says what the server allows and what to do."""
-    await admin(environ, "CREATE ROLE few LOGIN PASSWORD 'pw-of-few' CONNECTION LIMIT 2")
+    await execute(environ, "CREATE ROLE few LOGIN PASSWORD 'pw-of-few' CONNECTION LIMIT 2")
     try:
         error = await failure(
             environ,
@@ -186,18 +171,14 @@ async def test_a_role_s_connection_limit(environ: Environ) -> None:
         assert type(error) is TooManyClients
         assert error.exit_code is ExitCode.NOT_READY
         assert "lower DB_POOL_MAX" in str(error)
-        await until(lambda: _gone(environ, "few"), what="nothing is left open")
+        await disconnected(environ, "few")
     finally:
-        await admin(environ, "DROP ROLE few")
-
-
-async def _gone(environ: Environ, name: str) -> bool:
-    return await left_open(environ, name) == 0
+        await execute(environ, "DROP ROLE few")
 
 
 async def test_a_server_without_free_slots(environ: Environ) -> None:
     """With all of max_connections taken, an ordinary role is told so, and gets in when slots come free."""
-    await admin(
+    await execute(
         environ,
         "CREATE ROLE plain LOGIN PASSWORD 'pw-of-plain'",
         "GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain",
@@ -221,7 +202,7 @@ async def test_a_server_without_free_slots(environ: Environ) -> None:
 
 async def _dropped(environ: Environ, role: str) -> bool:
     try:
-        await admin(environ, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+        await execute(environ, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
     except (DatabaseError, asyncpg.PostgresError):
         return False
     return True
@@ -229,31 +210,33 @@ async def _dropped(environ: Environ, role: str) -> bool:
 
 async def test_a_schema_that_is_behind(environ: Environ) -> None:
     """A database without a migration is refused with its name and the remedy, and the pool is closed."""
-    await admin(environ, "DELETE FROM tortoise_migrations")
+    await execute(environ, "DELETE FROM tortoise_migrations")
     error = await failure(environ, DB_APPLICATION_NAME="behind")
     assert type(error) is SchemaBehind
     assert error.exit_code is ExitCode.NOT_READY
     assert "fleet.0001_initial, fleet.0002_outgoing, fleet.0003_alert_subject: run `poolctl migrate`" in str(error)
-    await until(lambda: _gone(environ, "behind"), what="nothing is left open")
+    await disconnected(environ, "behind")
     async with open_database(Settings.load("worker", environ), check_schema=False):
         pass
 
 
 async def test_a_schema_that_is_ahead(environ: Environ) -> None:
     """A migration that only a newer version knows does not stop this one."""
-    await admin(environ, "INSERT INTO tortoise_migrations (app, name, applied_at) VALUES ('fleet', '9999_new', now())")
+    await execute(
+        environ, "INSERT INTO tortoise_migrations (app, name, applied_at) VALUES ('fleet', '9999_new', now())"
+    )
     assert await _count(Settings.load("worker", environ)) == 0
 
 
 async def test_records_that_cannot_be_read_are_not_a_schema_behind(environ: Environ) -> None:
     """Without SELECT on the migration records the error says so; Tortoise would take it for an empty database."""
-    await admin(environ, "CREATE ROLE blind LOGIN PASSWORD 'pw-of-blind'")
+    await execute(environ, "CREATE ROLE blind LOGIN PASSWORD 'pw-of-blind'")
     try:
         error = await failure(environ, DB_USER="blind", DB_PASSWORD="pw-of-blind")
         assert type(error) is DatabaseError
         assert "permission denied for table tortoise_migrations" in str(error)
     finally:
-        await admin(environ, "DROP ROLE blind")
+        await execute(environ, "DROP ROLE blind")
 
 
 async def test_a_cancelled_start_leaves_nothing_open(environ: Environ) -> None:
@@ -270,5 +253,5 @@ async def test_a_cancelled_start_leaves_nothing_open(environ: Environ) -> None:
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        await until(lambda: _gone(environ, name), what="nothing is left open")
+        await disconnected(environ, name)
     assert get_current_context() is None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,22 +11,11 @@ import pytest
 from config import Settings
 from db import connect, migrate, open_database
 from db.errors import BadTLS
+from tests.certificates import certificate, needs_openssl
 from tests.proxy import open_proxy
 
 Environ = dict[str, str]
-OPENSSL = shutil.which("openssl")
-pytestmark = pytest.mark.skipif(OPENSSL is None, reason="openssl makes the certificates and is not on PATH")
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for the host `name`, and its key."""
-    folder.mkdir()
-    paths = folder / "server.crt", folder / "server.key"
-    command = [str(OPENSSL), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-out", str(paths[0]), "-keyout", str(paths[1])]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return paths
+pytestmark = needs_openssl
 
 
 @pytest.fixture

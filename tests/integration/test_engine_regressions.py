@@ -30,24 +30,23 @@ from db.models import Subscriber
 from fleet.queue import open_queue
 from pool import PoolTimeout
 from pool.errors import PoolClosed
-from tests.engines import NAME, OURS, STOCK, backends, connection_config, free_slots, kill_backends, open_tortoise
-from tests.proxy import Proxy, open_proxy
+from tests.engines import (
+    NAME,
+    OURS,
+    STOCK,
+    backends,
+    connection_config,
+    free_slots,
+    kill_backends,
+    open_tortoise,
+    subscribe,
+)
+from tests.proxy import Proxy, open_proxy, through
 from tests.waiting import until
 
 Environ = dict[str, str]
 
 on_both_engines = pytest.mark.parametrize("engine", [OURS, STOCK])
-
-
-def through(proxy: Proxy, environ: Environ) -> Environ:
-    """The environment, with the proxy before the database."""
-    return environ | {"DB_PORT": str(proxy.listens_on)}
-
-
-async def subscribe(chat: str) -> None:
-    """One transaction, or one savepoint where there is one already."""
-    async with in_transaction():
-        await Subscriber.create(chat=chat)
 
 
 async def chats() -> list[str]:

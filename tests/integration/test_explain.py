@@ -18,6 +18,7 @@ from local import Tether
 from tests.conftest import Environ
 from tests.pgbouncer import open_pgbouncer
 from tests.secrecy import Secrecy
+from tests.superuser import execute, value
 from tests.waiting import until
 
 TABLES = """
@@ -38,7 +39,7 @@ ONE = {"DB_POOL_MIN": "1", "DB_POOL_MAX": "1"}
 @pytest.fixture
 async def tables(environ: Environ) -> Environ:
     """A database with some rows."""
-    await run(environ, TABLES)
+    await execute(environ, TABLES)
     return environ | ONE
 
 
@@ -52,17 +53,7 @@ async def opened(tables: Environ) -> AsyncIterator[Database]:
 @pytest.fixture
 async def rows(tables: Environ) -> None:
     """Its tables have many rows."""
-    await run(tables, ROWS)
-
-
-async def run(environ: Environ, script: str) -> None:
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        await connection.execute(script)
-
-
-async def value(environ: Environ, query: str) -> object:
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        return await connection.fetchval(query)
+    await execute(tables, ROWS)
 
 
 def rules(explanation: Explanation) -> set[tuple[Rule, str]]:
@@ -198,7 +189,9 @@ FUNCTIONS = {
 
 async def declare(environ: Environ, name: str, volatility: str) -> None:
     """A function of FUNCTIONS, declared as somebody wants it, whatever it does."""
-    await run(environ, f"CREATE FUNCTION {name}() RETURNS int LANGUAGE plpgsql {volatility} AS $${FUNCTIONS[name]}$$")
+    await execute(
+        environ, f"CREATE FUNCTION {name}() RETURNS int LANGUAGE plpgsql {volatility} AS $${FUNCTIONS[name]}$$"
+    )
 
 
 async def test_volatile_functions_are_not_run(tables: Environ, opened: Database) -> None:
@@ -287,7 +280,7 @@ async def test_server_that_goes_away(tables: Environ, opened: Database) -> None:
     explaining = asyncio.create_task(explain_query(opened, "SELECT sleeps()", statement_timeout_s=60))
     busy = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'EXPLAIN%sleeps%' AND pid <> pg_backend_pid()"
     pid = await until(lambda: value(tables, busy), what="it is being planned")
-    await run(tables, f"SELECT pg_terminate_backend({pid})")
+    await execute(tables, f"SELECT pg_terminate_backend({pid})")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - one of several of asyncpg's
         await explaining
     assert not isinstance(caught.value, ExplainRefused)
@@ -328,7 +321,7 @@ async def test_missing_index(tables: Environ, rows: None, opened: Database) -> N
     }
     (statement,) = [each.text for each in found.suggestions if each.rule is Rule.MISSING_INDEX]
     assert "CREATE INDEX ON public.orders (customer)" in statement
-    await run(tables, "CREATE INDEX ON public.orders (customer)")
+    await execute(tables, "CREATE INDEX ON public.orders (customer)")
     assert (await explain_query(opened, query)).suggestions == ()
 
 
@@ -341,7 +334,7 @@ async def test_index_that_cannot_be_used(rows: None, opened: Database) -> None:
 
 async def test_sort_on_disk(tables: Environ, rows: None) -> None:
     """A sort larger than work_mem is told; one of which few rows are kept is not."""
-    await run(tables, f"ALTER DATABASE {tables['DB_NAME']} SET work_mem = '1MB'")
+    await execute(tables, f"ALTER DATABASE {tables['DB_NAME']} SET work_mem = '1MB'")
     async with open_database(Settings.load("bot", tables)) as opened:
         found = await explain_query(opened, "SELECT * FROM orders ORDER BY note")
         assert (Rule.SORT_ON_DISK, "Sort") in rules(found)
@@ -352,8 +345,8 @@ async def test_sort_on_disk(tables: Environ, rows: None) -> None:
 
 async def test_estimates_far_off(tables: Environ, opened: Database) -> None:
     """A table that was never analyzed, or has grown tenfold since, is told to be; then no more."""
-    await run(tables, "CREATE TABLE events (id int) WITH (autovacuum_enabled = off)")
-    await run(tables, "INSERT INTO events SELECT generate_series(1, 5000)")
+    await execute(tables, "CREATE TABLE events (id int) WITH (autovacuum_enabled = off)")
+    await execute(tables, "INSERT INTO events SELECT generate_series(1, 5000)")
     query = "SELECT * FROM events"
 
     async def told() -> str:
@@ -361,11 +354,11 @@ async def test_estimates_far_off(tables: Environ, opened: Database) -> None:
         return " ".join(each.text for each in found.suggestions if each.rule is Rule.ESTIMATE_OFF)
 
     assert "public.events was never analyzed" in await until(told)
-    await run(tables, "ANALYZE events")
+    await execute(tables, "ANALYZE events")
     assert not await told()
-    await run(tables, "INSERT INTO events SELECT generate_series(1, 60000)")
+    await execute(tables, "INSERT INTO events SELECT generate_series(1, 60000)")
     assert "had about 5,000 rows at the last ANALYZE, now about 65,000" in await until(told)
-    await run(tables, "ANALYZE events")
+    await execute(tables, "ANALYZE events")
     assert not await told()
 
 

@@ -22,10 +22,12 @@ from local.port import LOOPBACK, free_port
 from tests.pgbouncer import find_pgbouncer, program_version
 from tests.processes import ROOT
 from tests.secrecy import Secrecy
+from tests.shells import Shell
 from tests.waiting import wait_until
 
 FOLDER = ROOT / "pgbouncer"
 ENTRYPOINT = FOLDER / "entrypoint.sh"
+SH = Shell(("sh",), os.defpath)  # this machine's own
 PASSWORD = 'pw-of-"pgbouncer"-7c1e \\ %s'
 WRITTEN_FOR = (1, 24)
 PLACEHOLDER = re.compile(r"\$\{([A-Z_]+):-([^}]*)\}")
@@ -55,14 +57,8 @@ def run(secret: Path) -> Run:
     """Run the entrypoint with `--print` (or other arguments) and these variables alone."""
 
     def run_one(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", ENTRYPOINT, *(arguments or ("--print",))],
-            env={"PATH": os.defpath, "PGBOUNCER_PASSWORD_FILE": str(secret), **environ},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        own = {"PGBOUNCER_PASSWORD_FILE": str(secret)}
+        return SH.run(ENTRYPOINT, *(arguments or ("--print",)), environ=own | environ, cwd=ROOT)
 
     return run_one
 
@@ -401,14 +397,7 @@ def stand_in(tmp_path: Path) -> Mapping[str, str]:
 
 
 def start(secret: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", ENTRYPOINT],
-        env={"PGBOUNCER_PASSWORD_FILE": str(secret), **environ},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return SH.run(ENTRYPOINT, environ={"PGBOUNCER_PASSWORD_FILE": str(secret), **environ}, cwd=ROOT)
 
 
 def test_files_that_only_the_owner_reads(secret: Path, stand_in: Mapping[str, str]) -> None:

@@ -6,17 +6,15 @@ import asyncio
 import logging
 import random
 import time
-from typing import Any
 
 import asyncpg
 import pytest
 from tortoise.exceptions import DBConnectionError, OperationalError
 
-from config import Settings
-from db import connect
 from pool import Pool, PoolError, PoolTimeout, recording
-from tests.pools import open_pool
-from tests.proxy import Proxy, open_proxy
+from tests.pools import acquired, idle_for, open_pool
+from tests.proxy import open_proxy, through
+from tests.superuser import value
 from tests.waiting import until
 
 Environ = dict[str, str]
@@ -30,28 +28,6 @@ async def backend(pool: Pool) -> int:
     finally:
         await pool.release(connection)
     return pid
-
-
-async def acquired(pool: Pool, count: int) -> list[Any]:
-    """So many connections, held by the calling task."""
-    return [await pool.acquire() for _ in range(count)]
-
-
-async def idle_for(seconds: float) -> None:
-    """Lets time pass: the pool looks at how long a connection was idle."""
-    started = time.monotonic()
-    await until(lambda: time.monotonic() - started > seconds, what="time passes")
-
-
-async def admin(environ: Environ, query: str, *arguments: object) -> object:
-    """A value from the server, over a connection outside of the pool."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        return await connection.fetchval(query, *arguments)
-
-
-def through(proxy: Proxy, environ: Environ) -> Environ:
-    """The environment, with the proxy before the database."""
-    return environ | {"DB_PORT": str(proxy.listens_on)}
 
 
 async def test_an_exhausted_pool_says_who_waited_how_long_and_for_what(environ: Environ) -> None:
@@ -106,7 +82,7 @@ async def test_a_connection_that_the_server_closed_is_replaced(environ: Environ)
     """After pg_terminate_backend of an idle connection the next caller gets a new one."""
     async with open_pool(environ) as pool:
         old = await backend(pool)
-        await admin(environ, "SELECT pg_terminate_backend($1, 5000)", old)
+        await value(environ, "SELECT pg_terminate_backend($1, 5000)", old)
         assert await backend(pool) != old
 
 
@@ -167,7 +143,7 @@ async def test_an_old_connection_is_replaced_when_it_is_handed_out(environ: Envi
         assert await backend(pool) != first
         assert pool.snapshot().size == 1
         gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1"
-        await until(lambda: admin(environ, gone, first), what="the old connection is closed")
+        await until(lambda: value(environ, gone, first), what="the old connection is closed")
 
 
 async def test_lifetimes_have_jitter(environ: Environ) -> None:
@@ -206,7 +182,7 @@ async def test_release_of_a_broken_connection_raises_nothing(environ: Environ) -
     """What the caller did has its result by then; an error of the reset must not hide it."""
     async with open_pool(environ, max_size=1, reset="always") as pool:
         connection = await pool.acquire()
-        await admin(environ, "SELECT pg_terminate_backend($1)", connection.get_server_pid())
+        await value(environ, "SELECT pg_terminate_backend($1)", connection.get_server_pid())
         await pool.release(connection)
         assert pool.snapshot().in_use == 0
         await until(lambda: pool.snapshot().size == 0, what="its end is noticed")

@@ -14,15 +14,10 @@ from tortoise.exceptions import DBConnectionError
 
 from pool import Pool, PoolClosed, PoolSaturated, PoolTimeout
 from tests.observer import backend, observed_pool, proxied_pool, warm
+from tests.pools import idle_for
 from tests.waiting import until
 
 Environ = dict[str, str]
-
-
-async def idle_for(seconds: float) -> None:
-    """Lets time pass: the pool looks at how long ago something was."""
-    started = time.monotonic()
-    await until(lambda: time.monotonic() - started > seconds, what="time passes")
 
 
 async def used(pool: Pool, way: str) -> int:

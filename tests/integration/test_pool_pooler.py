@@ -20,7 +20,7 @@ import pool.errors
 from config import Settings
 from config.exit_codes import ExitCode
 from config.tortoise import asyncpg_connect_kwargs
-from db import connect, open_database
+from db import open_database
 from db.errors import SchemaNotSet
 from db.models import Subscriber
 from local import Tether
@@ -31,6 +31,7 @@ from tests.pgbouncer import PgBouncer, open_pgbouncer
 from tests.pools import open_pool
 from tests.proxy import open_proxy
 from tests.secrecy import Secrecy
+from tests.superuser import execute, value
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # half a minute of real poolers
@@ -69,12 +70,6 @@ async def another_client(environ: Environ, pooler: PgBouncer) -> AsyncIterator[A
         yield connection
     finally:
         await connection.close(timeout=1)
-
-
-async def on_the_server(environ: Environ, query: str, *arguments: object) -> Any:
-    """A value, past any pooler."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        return await connection.fetchval(query, *arguments)
 
 
 def transactions(pooler: PgBouncer, environ: Environ) -> int:
@@ -161,7 +156,7 @@ async def test_told_that_there_is_none_nobody_looks(environ: Environ, pgbouncer:
 async def test_a_start_needs_no_more_slots_than_its_pool(environ: Environ) -> None:
     """With no pooler, what finds that out is the pool's first connection: with exactly its number left, it starts."""
     own = {"user": "narrow", "password": "pw-of-narrow"}
-    await on_the_server(environ, "CREATE ROLE narrow LOGIN PASSWORD 'pw-of-narrow' CONNECTION LIMIT 1")
+    await execute(environ, "CREATE ROLE narrow LOGIN PASSWORD 'pw-of-narrow' CONNECTION LIMIT 1")
     try:
         async with open_pool(environ, **own, min_size=1, max_size=1) as opened:
             assert (opened.pooler, opened.snapshot().size, opened.snapshot().created) == ("none", 1, 1)
@@ -169,7 +164,7 @@ async def test_a_start_needs_no_more_slots_than_its_pool(environ: Environ) -> No
                 async with open_pool(environ, **own, min_size=1):
                     pass
     finally:
-        await on_the_server(environ, "DROP ROLE narrow")
+        await execute(environ, "DROP ROLE narrow")
 
 
 async def test_whoever_waits_for_the_first_connection_shares_its_failure(
@@ -273,9 +268,9 @@ async def test_another_client_s_lock_survives_our_release(environ: Environ, pgbo
     async with another_client(environ, pooler) as client:
         await client.execute("SELECT pg_advisory_lock(42)")
         await use()
-        assert await on_the_server(environ, locks) == 1
+        assert await value(environ, locks) == 1
         await use(pooler="session")  # the reset that is not sent otherwise
-        assert await on_the_server(environ, locks) == 0
+        assert await value(environ, locks) == 0
 
 
 async def test_a_changed_session_is_handed_on(environ: Environ, pgbouncer: Opener) -> None:
@@ -337,7 +332,7 @@ async def test_a_schema_that_does_not_get_through(
 ) -> None:
     """The start fails with the line to run; after that line it works, and the fleet's own names are in that schema."""
     pooler = pgbouncer(settings=settings, pool_mode="session" if declared == "session" else "transaction")
-    await on_the_server(environ, "CREATE SCHEMA shop")
+    await execute(environ, "CREATE SCHEMA shop")
     loaded = Settings.load("worker", environ | pooler.environ() | {"DB_SCHEMA": "shop", "DB_POOLER": declared})
     started = time.monotonic()
     with pytest.raises(SchemaNotSet) as caught:
@@ -348,7 +343,7 @@ async def test_a_schema_that_does_not_get_through(
     line = re.search(r"`(.*)`, then RECONNECT", str(caught.value))
     assert line is not None, caught.value
     assert line[1] == f'ALTER ROLE {environ["DB_USER"]} IN DATABASE {environ["DB_NAME"]} SET search_path = "shop"'
-    await on_the_server(environ, line[1])
+    await execute(environ, line[1])
     await asyncio.to_thread(pooler.ask, "RECONNECT")
     async with open_database(loaded, check_schema=False) as opened:
         rows = await opened.client.execute_query_dict("SELECT current_schema() AS name", [])
@@ -358,7 +353,7 @@ async def test_a_schema_that_does_not_get_through(
 async def test_names_in_the_line_are_quoted(environ: Environ, pgbouncer: Opener) -> None:
     """A role and a path whose names mean nothing without quotes."""
     pooler = pgbouncer(users={"Odd Role": "pw-of-odd"})
-    await on_the_server(environ, "CREATE ROLE \"Odd Role\" LOGIN PASSWORD 'pw-of-odd'")
+    await execute(environ, "CREATE ROLE \"Odd Role\" LOGIN PASSWORD 'pw-of-odd'")
     try:
         with pytest.raises(pool.errors.SchemaNotSet) as caught:
             async with open_pool(
@@ -372,7 +367,7 @@ async def test_names_in_the_line_are_quoted(environ: Environ, pgbouncer: Opener)
         line = f'ALTER ROLE "Odd Role" IN DATABASE {environ["DB_NAME"]} SET search_path = "shop", "My ""own"", Shop"'
         assert line in str(caught.value)
     finally:
-        await on_the_server(environ, 'DROP ROLE "Odd Role"')
+        await execute(environ, 'DROP ROLE "Odd Role"')
 
 
 async def test_what_is_refused_is_not_sent(
@@ -396,12 +391,12 @@ async def test_a_stale_plan_names_the_remedy(environ: Environ, pgbouncer: Opener
     """After a change of the schema: direct it goes by itself; behind a pooler that tracks, RECONNECT is the way."""
     pooler = pgbouncer(max_prepared_statements=TRACKING, default_pool_size=1)
     query = "SELECT * FROM fleet_subscriber"
-    await on_the_server(environ, "ALTER TABLE fleet_subscriber ADD COLUMN zero int")
+    await execute(environ, "ALTER TABLE fleet_subscriber ADD COLUMN zero int")
     async with open_tortoise(environ | pooler.environ()) as client, open_pool(environ) as direct:
         connection = await direct.acquire()
         await client.execute_query(query)
         await connection.fetch(query)
-        await on_the_server(environ, "ALTER TABLE fleet_subscriber ADD COLUMN one int")
+        await execute(environ, "ALTER TABLE fleet_subscriber ADD COLUMN one int")
         await connection.fetch(query)
         await direct.release(connection)
         with pytest.raises(OperationalError, match=r"plan is invalid.*: run RECONNECT in PgBouncer's admin console"):

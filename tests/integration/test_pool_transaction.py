@@ -13,16 +13,11 @@ from tortoise.transactions import in_transaction
 from config import Settings
 from db import Database, connect, open_database
 from db.models import Subscriber
+from tests.engines import subscribe
 from tests.proxy import Proxy, open_proxy
 from tests.waiting import until
 
 Environ = dict[str, str]
-
-
-async def subscribe(chat: str) -> None:
-    """One transaction."""
-    async with in_transaction():
-        await Subscriber.create(chat=chat)
 
 
 def in_use(database: Database) -> int:

@@ -12,18 +12,13 @@ import pytest
 
 from config.exit_codes import ExitCode
 from tests.processes import ROOT
-from tests.shells import NAMES, Shell, open_shell
+from tests.shells import Shell
 
 ENTRYPOINT = ROOT / "deploy" / "postgres" / "entrypoint.sh"
 SECRETS = ("postgres_password", "db_password", "pgbouncer_password")
 NOBODY = 65_534
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(params=NAMES)
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
-    return open_shell(request.param, tmp_path)
 
 
 @pytest.fixture

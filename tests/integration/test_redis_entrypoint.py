@@ -16,17 +16,12 @@ from local.binaries import find_redis
 from local.port import LOOPBACK, free_port
 from tests.processes import ROOT
 from tests.secrecy import Secrecy
-from tests.shells import NAMES, Shell, open_shell
+from tests.shells import Shell
 from tests.waiting import wait_until
 
 ENTRYPOINT = ROOT / "deploy" / "redis" / "entrypoint.sh"
 PASSWORDS = ["pw-of-redis-91c2", 'pw "of" \\redis 91c2 $HOME #\'', "pw-öf-redis-91c2"]
 NOBODY = 65_534
-
-
-@pytest.fixture(params=NAMES)
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
-    return open_shell(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from db.errors import MigrationFailed, NoSuchDatabase
 from db.models import ConnectionSample
 from db.schema import LOCK_KEY, pending
 from tests.proxy import open_proxy
+from tests.superuser import execute, value
 from tests.waiting import until
 
 Environ = dict[str, str]
@@ -33,21 +34,8 @@ print(*asyncio.run(migrate(Settings.load("poolctl"))))
 @pytest.fixture
 async def empty(environ: Environ) -> Environ:
     """The test's database without a table."""
-    await sql(environ, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await execute(environ, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     return environ
-
-
-async def sql(environ: Environ, *statements: str) -> None:
-    """Runs statements as the superuser that the servers' environment names."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        for statement in statements:
-            await connection.execute(statement)
-
-
-async def value(environ: Environ, query: str) -> object:
-    """One value from the database."""
-    async with connect(Settings.load("poolctl", environ)) as connection:
-        return await connection.fetchval(query)
 
 
 async def test_an_empty_database_becomes_current(empty: Environ) -> None:
@@ -116,7 +104,7 @@ async def test_a_lost_record_is_recognised_and_mended(empty: Environ) -> None:
     """Tables without their record make one line with the remedy; the remedy works and loses no data."""
     settings = Settings.load("poolctl", empty)
     await migrate(settings)
-    await sql(
+    await execute(
         empty,
         "INSERT INTO fleet_alert (kind, opened, value) VALUES ('kept', now(), 1)",
         "DELETE FROM tortoise_migrations",
@@ -145,29 +133,29 @@ async def test_fake_records_only_what_is_there(empty: Environ) -> None:
 
 async def test_a_failed_migration_leaves_nothing_behind(empty: Environ) -> None:
     """A migration runs in a transaction: of one that fails in the middle there is no table, and no record."""
-    await sql(empty, "CREATE TABLE fleet_subscriber (mine int)")
+    await execute(empty, "CREATE TABLE fleet_subscriber (mine int)")
     settings = Settings.load("poolctl", empty)
     with pytest.raises(MigrationFailed, match="fleet_subscriber"):
         await migrate(settings)
     assert await value(empty, "SELECT to_regclass('fleet_alert')") is None
-    await sql(empty, "DROP TABLE fleet_subscriber")
+    await execute(empty, "DROP TABLE fleet_subscriber")
     assert await migrate(settings) == OWN
 
 
 async def test_a_role_without_the_privilege(empty: Environ) -> None:
     """A role that may not create tables is told what to grant."""
-    await sql(empty, "CREATE ROLE reader LOGIN PASSWORD 'pw-of-reader'")
+    await execute(empty, "CREATE ROLE reader LOGIN PASSWORD 'pw-of-reader'")
     try:
         environ = empty | {"DB_USER": "reader", "DB_PASSWORD": "pw-of-reader"}
         with pytest.raises(MigrationFailed, match=r"no schema has been selected .*GRANT USAGE, CREATE ON SCHEMA"):
             await migrate(Settings.load("poolctl", environ))
-        await sql(empty, "GRANT USAGE ON SCHEMA public TO reader")
+        await execute(empty, "GRANT USAGE ON SCHEMA public TO reader")
         with pytest.raises(MigrationFailed, match=r"permission denied .*GRANT USAGE, CREATE ON SCHEMA"):
             await migrate(Settings.load("poolctl", environ))
         with pytest.raises(MigrationFailed, match="DB_SCHEMA=other does not exist and cannot be created"):
             await migrate(Settings.load("poolctl", environ | {"DB_SCHEMA": "other"}))
     finally:
-        await sql(empty, "DROP OWNED BY reader", "DROP ROLE reader")
+        await execute(empty, "DROP OWNED BY reader", "DROP ROLE reader")
 
 
 async def test_migrations_go_to_the_direct_host(empty: Environ) -> None:

@@ -16,18 +16,13 @@ from dotenv import dotenv_values
 from config.exit_codes import ExitCode
 from tests.processes import ROOT
 from tests.secrecy import Secrecy
-from tests.shells import NAMES, Shell, open_shell
+from tests.shells import Shell
 
 SCRIPT = ROOT / "deploy" / "secrets.sh"
 ALWAYS = ["db_password", "pgbouncer_password", "postgres_password", "redis_password"]
 OPTIONAL = ["bot_token", "database_url", "redis_url"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(params=NAMES)
-def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
-    return open_shell(request.param, tmp_path)
 
 
 @pytest.fixture

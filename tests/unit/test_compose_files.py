@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from config.groups import WorkerSettings
 from config.stack import PgBouncerSettings, StackSettings
 from config.variables import secret_names, variables_of
 from fleet.plan import Supply
+from tests.compose_file import load, megabytes, seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "docker-compose.yml"
@@ -24,12 +24,6 @@ OWN_IMAGES = {"poolctl:latest": ROOT / "Dockerfile", "poolctl-pgbouncer:latest":
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::-([^{}]*))?\}")
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A compose file's own text: anchors are followed, variables and `extends` are not."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
-
-
 SERVICES: dict[str, dict[str, Any]] = load(BASE)["services"]
 every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
 
@@ -37,17 +31,6 @@ every_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVIC
 def filled_in(text: str, **given: str) -> str:
     """`text` with its variables as compose fills them in: given, or by default."""
     return VARIABLE.sub(lambda found: given.get(found[1]) or found[2] or "", text)
-
-
-def seconds(duration: str) -> float:
-    """Compose's `1m30s`: the sum of its parts."""
-    assert re.fullmatch(r"(\d+(\.\d+)?[sm])+", duration), duration
-    return sum(float(number) * {"s": 1, "m": 60}[unit] for number, unit in re.findall(r"([\d.]+)([sm])", duration))
-
-
-def megabytes(size: str) -> int:
-    assert re.fullmatch(r"\d+(m|M|mb|MB)", size), size
-    return int(re.sub(r"\D", "", size))
 
 
 # All files.
