@@ -233,6 +233,11 @@ class Claim:
         """Its id for messages and for JSON; what is not UTF-8 is escaped."""
         return self.id.decode(errors="backslashreplace")
 
+    def repeats(self, other: Claim) -> bool:
+        """Whether it is another try of the same job, and not of a later one with the same id."""
+        # A job that is enqueued anew has another payload, with its moment; a dead one that is, starts to count anew.
+        return self.payload == other.payload and self.tries > other.tries
+
 
 @dataclass(frozen=True, slots=True)
 class Look:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -24,6 +24,10 @@ from worker.schedule import Schedule
 from worker.verdict import Again, Done, Failed, Limits, Verdict
 
 logger = logging.getLogger(__name__)
+
+# A job of the same id as one in hand is put back for so long: that one's end is being recorded, or it goes on.
+RECORDED_S = 0.05
+RETURN_S = 1.0
 
 
 class JobLoop:
@@ -56,7 +60,7 @@ class JobLoop:
         self._runs: dict[bytes, JobRun] = {}  # by id, until their end is recorded
         # By id, of those runs that go back to the queue: the claim by which this worker has got it again meanwhile.
         self._going_back: dict[bytes, Claim | None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._busy = 0  # slots
         self._slot_free = asyncio.Event()
         self._settled = asyncio.Event()  # unless a claim is under way
@@ -159,18 +163,26 @@ class JobLoop:
         await self._until_stopped(*waiting)
 
     def _start(self, claim: Claim) -> None:
-        if (mine := self._runs.get(claim.id)) is not None:
-            # Either its lease ran out while it went on here, or it has just gone back to the queue.
+        mine = self._runs.get(claim.id)
+        if mine is None:
+            run = self._runs[claim.id] = JobRun(claim, self._handlers, self._limits, self._hooks)
+            if self._stopping.is_set():
+                run.cancel("stop")
+            self._busy += 1
+            self._spawn(self._run(run), f"job {claim.name}")
+        elif claim.id in self._going_back:  # and is there already
             mine.adopt(claim.mark)
-            if claim.id in self._going_back:
-                self._going_back[claim.id] = claim
-                self._busy += 1
-            return
-        run = self._runs[claim.id] = JobRun(claim, self._handlers, self._limits, self._hooks)
-        if self._stopping.is_set():
-            run.cancel("stop")
-        self._busy += 1
-        task = asyncio.create_task(self._run(run), name=f"job {claim.name}")
+            self._going_back[claim.id] = claim
+            self._busy += 1
+        elif claim.repeats(mine.claim):  # its lease ran out while it went on here
+            mine.adopt(claim.mark)
+        else:  # a later job of the same id: the one in hand has ended in Redis, by this worker or by another
+            after_s = RECORDED_S if mine.over else RETURN_S
+            back = self._outage.outlast(lambda: self._claims.put_back(claim, after_s=after_s))
+            self._spawn(back, f"put back job {claim.name}")
+
+    def _spawn(self, work: Coroutine[Any, Any, object], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -194,34 +206,38 @@ class JobLoop:
 
     async def _record(self, run: JobRun, verdict: Verdict) -> None:
         """Tell Redis, however long that takes: the lease is renewed meanwhile."""
-        if isinstance(verdict, Again):
-            self._retried += 1
-            claim, after_s, counts = run.claim, verdict.after_s, verdict.counts
-            self._going_back[claim.id] = None
-            kept = await self._outage.outlast(lambda: self._claims.put_back(claim, after_s=after_s, counts=counts))
-        else:
-            self._complete += isinstance(verdict, Done)
-            self._failed += isinstance(verdict, Failed)
-            result = run.record(verdict, self._queue_name)
-            reason = b""
-            if isinstance(verdict, Failed) and verdict.buried:
-                reason = dumps({**describe_error(verdict.error), "tries": run.claim.tries})
-            kept, mark = False, ""
-            while not kept and mark != run.claim.mark:  # which may have changed meanwhile
-                mark = run.claim.mark
-                kept = await self._outage.outlast(
-                    lambda: self._claims.finish(
-                        run.claim,
-                        result,
-                        kept_s=run.result_kept_s,
-                        failed=isinstance(verdict, Failed),
-                        reason=reason,
-                    )
-                )
-        if not kept:
+        tell = self._put_back(run, verdict) if isinstance(verdict, Again) else self._finish(run, verdict)
+        calls = 0
+
+        async def call() -> bool:
+            nonlocal calls
+            calls += 1
+            return await tell()
+
+        kept, mark = False, ""
+        while not kept and mark != run.claim.mark:  # which may have changed meanwhile
+            mark = run.claim.mark
+            kept = await self._outage.outlast(call)
+        if not kept and calls == 1:  # else it was probably the first call's doing, and only the answer was lost
             logger.warning(
                 "%s ended, but it was no longer this worker's: Redis lost it, or another one ran it", run.name
             )
+
+    def _put_back(self, run: JobRun, verdict: Again) -> Callable[[], Awaitable[bool]]:
+        self._retried += 1
+        claim = run.claim  # that one, whichever it gets meanwhile: it may be there already
+        self._going_back[claim.id] = None
+        return lambda: self._claims.put_back(claim, after_s=verdict.after_s, counts=verdict.counts)
+
+    def _finish(self, run: JobRun, verdict: Done | Failed) -> Callable[[], Awaitable[bool]]:
+        failed = isinstance(verdict, Failed)
+        self._complete += not failed
+        self._failed += failed
+        result = run.record(verdict, self._queue_name)
+        reason = b""
+        if isinstance(verdict, Failed) and verdict.buried:
+            reason = dumps({**describe_error(verdict.error), "tries": run.claim.tries})
+        return lambda: self._claims.finish(run.claim, result, kept_s=run.result_kept_s, failed=failed, reason=reason)
 
     async def _renew_forever(self) -> None:
         while True:
@@ -258,9 +274,12 @@ class JobLoop:
             logger.info("%d jobs go back to the queue: the answer to their claim was lost", len(renewal.put_back))
 
     def _names(self, job_ids: tuple[bytes, ...]) -> str:
-        """Of those that still run; the end of the others may have been recorded while the heartbeat was under way."""
+        """Of those that still run, and were not named yet; the end of the others may be recorded by now."""
         runs = [self._runs[job_id] for job_id in job_ids if job_id in self._runs]
-        return ", ".join(run.name for run in runs if not run.over)
+        new = [run for run in runs if not run.over and not run.disowned]
+        for run in new:
+            run.disowned = True  # told of once
+        return ", ".join(run.name for run in new)
 
     async def _keep_schedule(self) -> None:
         while True:

@@ -84,6 +84,7 @@ class JobRun:
         self._limits = limits
         self._hooks = hooks
         self.over = False  # not: recorded
+        self.disowned = False  # its claim was found to be gone, or another's
         self._payload = _Payload()
         self._code: asyncio.Task[Any] | None = None
         self._hook: asyncio.Task[Any] | None = None  # that runs
@@ -93,6 +94,7 @@ class JobRun:
     def adopt(self, mark: str) -> None:
         """The job was claimed again by this worker, under `mark`, while it runs: its lease had run out."""
         self.claim = replace(self.claim, mark=mark)
+        self.disowned = False
 
     def cancel(self, why: Cancelled) -> None:
         """End the try; once is enough. A hook that runs is cancelled in any case."""
