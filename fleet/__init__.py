@@ -10,6 +10,7 @@ from __future__ import annotations
 from fleet.app import App, JobCode
 from fleet.backoff import Backoff
 from fleet.errors import AppRefused, FleetError, QueueLost, QueueUnreachable, RefusedByRedis, WrongRedisPassword
+from fleet.hooks import Hooks
 from fleet.jobs import (
     EXERCISE_POOL,
     EXPLAIN_QUERY,
@@ -28,6 +29,7 @@ from fleet.outbox import say
 from fleet.process import Process, open_process
 from fleet.queue import open_queue
 from fleet.registry import JobCounts, ProcessEntry, read_fleet
+from fleet.scheduled import Scheduled, Times
 from fleet.wire import JobFailed
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "ExerciseResult",
     "ExplainQuery",
     "FleetError",
+    "Hooks",
     "Job",
     "JobCode",
     "JobCounts",
@@ -53,6 +56,8 @@ __all__ = [
     "QueueLost",
     "QueueUnreachable",
     "RefusedByRedis",
+    "Scheduled",
+    "Times",
     "WrongRedisPassword",
     "abort",
     "enqueue",

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from config import Settings
 from config.tortoise import FLEET, Tables
 from db.errors import first_line
-from fleet.errors import AppRefused
+from fleet.errors import AppRefused, reason
+from fleet.hooks import Hooks
 from fleet.jobs import OWN_JOBS, Job
+from fleet.scheduled import Scheduled
 
 if TYPE_CHECKING:
     from fleet.process import Process  # which holds an App
@@ -40,14 +42,17 @@ class App:
     """What the processes do beside their own work. The module that APP names has one, called `app`.
 
     `name` is the label of its tables: Tortoise's `models.ForeignKeyField("NAME.Model")`. `models` are the modules with
-    its models, and `migrations` is the package with their migrations. `commands` is called by a bot once it is open;
-    it gives `bot.Command`s, as objects to this layer, which lies below the bot.
+    its models, and `migrations` is the package with their migrations. `scheduled` are some of its jobs, `hooks` are
+    called around all jobs. `commands` is called by a bot once it is open; it gives `bot.Command`s, as objects to this
+    layer, which lies below the bot.
     """
 
     name: str
     models: Sequence[str] = ()
     migrations: str | None = None
     jobs: Sequence[JobCode[Any, Any]] = ()
+    scheduled: Sequence[Scheduled] = ()
+    hooks: Hooks = Hooks()  # noqa: RUF009 - it is frozen
     commands: Callable[[Process], Iterable[object]] | None = None
 
     @property
@@ -116,3 +121,15 @@ def _check(app: App, name: str) -> None:
     for job, times in Counter(each.name for each in (*OWN_JOBS, *(each.job for each in app.jobs))).items():
         if times > 1:
             raise AppRefused(f"APP={name}: {times} jobs are called {job}: rename one")
+    for scheduled in app.scheduled:
+        if scheduled.job not in (each.job for each in app.jobs):
+            raise AppRefused(f"APP={name}: {scheduled.job.name} is scheduled, and no job of the app: add it to `jobs`")
+        try:
+            scheduled.job.write_arguments(scheduled.arguments)
+        except (TypeError, ValueError) as error:
+            raise AppRefused(
+                f"APP={name}: the scheduled {scheduled.key} has wrong arguments: {reason(error)}: correct them"
+            ) from None
+    for key, times in Counter(each.key for each in app.scheduled).items():
+        if times > 1:
+            raise AppRefused(f"APP={name}: {times} scheduled jobs are called {key}: give each a `name`, all but one")

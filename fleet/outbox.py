@@ -1,9 +1,9 @@
 """What the bot is to say without having been asked, in the database until it has been said.
 
 A job says something in the transaction in which it does its work, so that both happen or neither. Then any bot of the
-chat's transport takes it, says it, and deletes it. A bot that dies in between leaves it to the next one after LEASE_S:
-everything is said once at least, and twice only where a bot died, lost the answer, or was frozen for more than LEASE_S,
-just when it had said it.
+chat's transport takes it, says it, and deletes it. A bot that cannot say it gives it back, and one that dies in between
+leaves it to the next one after LEASE_S: everything is said once at least, and twice only where a bot died, lost the
+answer, or was frozen for more than LEASE_S, just when it had said it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _TAKE = f"""
     UPDATE fleet_outgoing AS outgoing SET taken = now() FROM next WHERE outgoing.id = next.id AND in_turn
     RETURNING outgoing.id, outgoing.chat, text
 """  # noqa: S608 - constants
-_RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[])"
+_RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[]) AND taken IS NOT NULL"
+_RELEASE = "UPDATE fleet_outgoing SET taken = NULL WHERE id = ANY ($1::bigint[])"
 
 
 async def say(chat: str, text: str) -> None:
@@ -72,8 +73,12 @@ class Outbox:
         return sorted((Said(**row) for row in rows), key=lambda said: said.id)
 
     async def renew(self, taken: Sequence[Said]) -> None:
-        """Keep it from other processes for another LEASE_S."""
+        """Keep it from other processes for another LEASE_S; not what was released meanwhile."""
         await self._client.execute_query(_RENEW, [[said.id for said in taken]])
+
+    async def release(self, taken: Sequence[Said]) -> None:
+        """It was not said: any process may take it at once."""
+        await self._client.execute_query(_RELEASE, [[said.id for said in taken]])
 
     async def remove(self, said: Said) -> None:
         """It has been said, or never can be."""

@@ -22,12 +22,12 @@ from config import Settings
 from config.exit_codes import ExitCode
 from fleet.backoff import Backoff
 from fleet.entry import run
+from fleet.hooks import Hooks
 from fleet.jobs import Arguments, Job, NoArguments
 from fleet.process import Process, open_process
+from fleet.scheduled import Scheduled, Times
 from worker.job_loop import JobLoop
-from worker.job_run import Hooks
 from worker.runner import build_loop, handler
-from worker.schedule import Scheduled, Times
 from worker.serving import serve
 
 
@@ -135,11 +135,13 @@ async def _main(settings: Settings) -> ExitCode:
         if "--schedule-breaks" in sys.argv:  # in about three seconds, by arguments of another job
             breaks = frozenset({(datetime.now(UTC) + timedelta(seconds=3)).second})
             scheduled = [Scheduled(EVERY_SECOND, Work(key="wrong"), Times(second=breaks))]
+        if "--cron-long" in sys.argv:
+            scheduled = [Scheduled(WORK, Work(key="long run", seconds=4), Times(second=frozenset(range(0, 60, 10))))]
         loops.append(
             build_loop(
                 process,
                 handlers,
-                scheduled if {"--cron", "--schedule-breaks"} & set(sys.argv) else [],
+                scheduled if {"--cron", "--cron-long", "--schedule-breaks"} & set(sys.argv) else [],
                 hooks=Hooks(before=_fails, after=_fails) if "--bad-hooks" in sys.argv else None,
             )
         )

@@ -16,9 +16,10 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from fleet.claims import Claim, Claims, Look, Renewal
+from fleet.hooks import Hooks
 from fleet.registry import JobCounts
 from fleet.wire import describe_error, dumps
-from worker.job_run import Handler, Hooks, JobRun
+from worker.job_run import Handler, JobRun
 from worker.outage import BACKOFF, LOST, Outage
 from worker.schedule import Schedule
 from worker.verdict import Again, Done, Failed, Limits, Verdict

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fleet.claims import Claim, Problem
 from fleet.errors import reason
+from fleet.hooks import Hooks
 from fleet.jobs import RESULT_KEPT_S, Job
 from fleet.wire import dumps, loads
 from worker.verdict import (
@@ -50,17 +51,6 @@ class Handler:
 
     job: Job[Any, Any]
     code: Callable[[Any], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What is called around each try with the job's id, each for as long as the job may take.
-
-    An exception of a hook, or one that is cancelled for its time is over, is logged, and changes nothing.
-    """
-
-    before: Callable[[str], Awaitable[None]] | None = None
-    after: Callable[[str], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,19 @@ from uuid import uuid4
 from config import Settings
 from config.exit_codes import ExitCode
 from fleet.claims import Claims
+from fleet.hooks import Hooks
 from fleet.jobs import EXERCISE_POOL, EXPLAIN_QUERY, PRUNE_SAMPLES, SAMPLE_CONNECTIONS, Job, NoArguments
 from fleet.process import Process, open_process
 from fleet.queue import address
 from fleet.registry import JobCounts
+from fleet.scheduled import Scheduled, Times
 from worker.exercise import exercise_pool
 from worker.explain import explain
 from worker.job_loop import JobLoop
-from worker.job_run import Handler, Hooks
+from worker.job_run import Handler
 from worker.outage import Outage
 from worker.sampling import SAMPLE_SECONDS, prune_samples, sample_connections
-from worker.schedule import Schedule, Scheduled, Times
+from worker.schedule import Schedule
 from worker.serving import serve
 from worker.verdict import Limits
 
@@ -43,8 +45,9 @@ async def run_worker(settings: Settings, *, burst: bool = False) -> ExitCode:
         return JobCounts() if jobs is None else jobs.counts
 
     async with open_process(settings, job_counts=job_counts) as process:
-        handlers = [*own_handlers(process), *(handler(each.job, each.code, process) for each in process.app.jobs)]
-        jobs = build_loop(process, handlers, SCHEDULED, burst=burst)
+        app = process.app
+        handlers = [*own_handlers(process), *(handler(each.job, each.code, process) for each in app.jobs)]
+        jobs = build_loop(process, handlers, (*SCHEDULED, *app.scheduled), hooks=app.hooks, burst=burst)
         await serve(jobs, settings.worker.shutdown_grace)
     return ExitCode.OK
 

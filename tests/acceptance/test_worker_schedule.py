@@ -36,6 +36,26 @@ async def test_each_run_happens_once(environ: dict[str, str], spawn: Spawner) ->
         assert (await fleet.starts())["every second"] == len(seconds)
 
 
+@pytest.mark.slow
+async def test_the_run_of_a_worker_that_is_killed(environ: dict[str, str], spawn: Spawner) -> None:
+    """A worker that dies in the middle of a scheduled run leaves it to another, within a lease."""
+    async with open_job_fleet(environ | {"WORKER_LEASE": "2"}, spawn) as fleet, client(environ) as queue:
+        for _ in range(2):
+            await fleet.start("--cron-long")
+        await fleet.started("long run")
+        ((run, claim),) = (await queue.hgetall("arq:queue:claims")).items()
+        (owner,) = [worker for worker in fleet.workers if f":{worker.pid}/".encode() in claim]
+        owner.send(signal.SIGKILL)
+        await asyncio.to_thread(owner.wait, 10)
+
+        async def ended() -> bool:
+            return bool(await queue.exists(b"arq:result:" + run))
+
+        await until(ended, timeout_s=15, what="the other one has run it")
+        assert (await fleet.starts())["long run"] >= 2
+        await fleet.stop()
+
+
 async def _runs(fleet: JobFleet, least: int) -> bool:
     return (await fleet.starts())["every second"] >= least
 

@@ -10,8 +10,9 @@ from arq.connections import ArqRedis
 from config import Settings
 from fleet.jobs import PRUNE_SAMPLES, SAMPLE_CONNECTIONS, NoArguments
 from fleet.queue import open_queue
+from fleet.scheduled import Scheduled, Times
 from tests.waiting import until
-from worker.schedule import Schedule, Scheduled, Times
+from worker.schedule import Schedule
 
 EVERY_SECOND = Scheduled(SAMPLE_CONNECTIONS, NoArguments(), Times(second=frozenset(range(60))))
 
@@ -71,6 +72,34 @@ async def test_a_run_that_is_long_past_is_left_out(queue: ArqRedis, caplog: pyte
     assert 0 < await schedule.enqueue_due() <= 1
     assert "prune_samples at 2020-01-01 00:00:00+00:00 is left out" in caplog.text
     assert await queue.zcard("arq:queue") == 0
+
+
+async def test_a_run_that_all_workers_missed(queue: ArqRedis) -> None:
+    """What was due while no worker was up, less than a minute ago, is made up for once; a first run never is."""
+    await Schedule(queue, [EVERY_SECOND]).enqueue_due()
+    assert await queue.zcard("arq:queue") == 0
+    (last,) = (await queue.hgetall("arq:queue:schedule")).values()
+    await queue.hset("arq:queue:schedule", "sample_connections", int(last) - 30_000)  # as if it were so long ago
+    workers = [Schedule(queue, [EVERY_SECOND]) for _ in range(3)]
+    for worker in workers:
+        await worker.enqueue_due()
+    seconds = [int(raw.decode().rpartition(":")[2]) for raw in await queue.zrange("arq:queue", 0, -1)]
+    assert seconds
+    assert min(seconds) >= int(last)  # the latest one; the second may have ended meanwhile
+
+
+async def test_one_job_at_several_times(queue: ArqRedis) -> None:
+    """A job that is scheduled twice has both, by their names."""
+    again = Scheduled(SAMPLE_CONNECTIONS, NoArguments(), Times(second=frozenset(range(60))), name="again")
+    keeping = asyncio.create_task(_keep(Schedule(queue, [EVERY_SECOND, again])))
+
+    async def both() -> bool:
+        ids = [raw.decode().rpartition(":")[0] for raw in await queue.zrange("arq:queue", 0, -1)]
+        return {"sample_connections", "sample_connections:again"} == set(ids)
+
+    await until(both, what="a run of each")
+    keeping.cancel()
+    await asyncio.wait({keeping})
 
 
 async def _keep(schedule: Schedule) -> None:

@@ -141,6 +141,24 @@ def test_a_job_name_that_is_taken(write: Write, names: list[str]) -> None:
     assert f"2 jobs are called {names[0]}: rename one" in refusal()
 
 
+SCHEDULED = "Scheduled(Job({!r}, NoArguments, int), {}, Times())"
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "line"),
+    [
+        ([SCHEDULED.format("sweep", "NoArguments()")] * 2, "2 scheduled jobs are called sweep: give each a `name`"),
+        ([SCHEDULED.format("swap", "NoArguments()")], "swap is scheduled, and no job of the app: add it to `jobs`"),
+        ([SCHEDULED.format("sweep", "3")], "the scheduled sweep has wrong arguments: job sweep takes NoArguments"),
+    ],
+)
+def test_a_schedule_that_cannot_be(write: Write, scheduled: list[str], line: str) -> None:
+    """What is scheduled is one of the app's jobs, with its arguments, and a name where there are several."""
+    jobs = "jobs=[JobCode(Job('sweep', NoArguments, int), code)]"
+    write(f"{JOBS}from fleet import Scheduled, Times\napp = App('shop', {jobs}, scheduled=[{', '.join(scheduled)}])\n")
+    assert line in refusal()
+
+
 def test_own_jobs_are_those_that_a_worker_has() -> None:
     """The names that are taken are those of the worker's own jobs."""
     handlers = own_handlers(None)  # type: ignore[arg-type] # only called when a job runs

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from fleet.claims import Claim
+from fleet.hooks import Hooks
 from fleet.jobs import Job, NoArguments
-from worker.job_run import Handler, Hooks, JobRun
+from worker.job_run import Handler, JobRun
 from worker.verdict import Again, Done, Failed, Limits
 
 
