@@ -51,7 +51,7 @@ class App:
     models: Sequence[str] = ()
     migrations: str | None = None
     jobs: Sequence[JobCode[Any, Any]] = ()
-    scheduled: Sequence[Scheduled] = ()
+    scheduled: Sequence[Scheduled[Any]] = ()
     hooks: Hooks = Hooks()  # noqa: RUF009 - it is frozen
     commands: Callable[[Process], Iterable[object]] | None = None
 

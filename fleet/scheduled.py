@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from arq.cron import next_cron
 
 from fleet.jobs import Job
 
+A = TypeVar("A")
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When a job is due, in UTC; None: at each."""
+    """When a job is due, in UTC; None: at each. Raises ValueError for what is never."""
 
     second: frozenset[int] = frozenset({0})
     minute: frozenset[int] | None = None
     hour: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        for unit, numbers, most in (("second", self.second, 59), ("minute", self.minute, 59), ("hour", self.hour, 23)):
+            if numbers is not None and not (numbers and all(0 <= number <= most for number in numbers)):
+                raise ValueError(f"{unit}={set(numbers)} is at no time: give some of 0 to {most}")
 
     def after(self, moment: datetime) -> datetime:
         """The first time after `moment`."""
@@ -25,11 +32,11 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(Generic[A]):
     """A job, its arguments, and its times. Those of one job have a `name` each, all but one."""
 
-    job: Job[Any, Any]
-    arguments: Any
+    job: Job[A, Any]
+    arguments: A
     times: Times
     name: str = ""
 

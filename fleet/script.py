@@ -11,7 +11,7 @@ QUEUE:hold          while it exists, workers hold back: from all jobs, or from t
 QUEUE:wake          a list on which idle workers wait; an element wakes one of them
 QUEUE:dead          the dead jobs: id → when, in ms (fleet/dead_letters.py)
 QUEUE:dead:reasons  id → why, JSON
-QUEUE:schedule      scheduled job → the time of its latest run, in ms (worker/schedule.py)
+QUEUE:schedule      the key of a scheduled job → the time of its latest run, in ms (worker/schedule.py)
 arq:dead:ID         what was to be done
 arq:excused:ID      how often a try failed that was not the job's fault
 """

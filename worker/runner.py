@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from config import Settings
@@ -74,7 +74,7 @@ def handler(job: Job[A, R], code: Callable[[Process, A], Awaitable[R]], process:
 def build_loop(
     process: Process,
     handlers: Sequence[Handler],
-    scheduled: Sequence[Scheduled] = (),
+    scheduled: Sequence[Scheduled[Any]] = (),
     *,
     hooks: Hooks | None = None,
     burst: bool = False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from arq.connections import ArqRedis
 
@@ -37,7 +38,7 @@ return 1
 class Schedule:
     """The scheduled jobs, as one worker looks after them."""
 
-    def __init__(self, redis: ArqRedis, scheduled: Sequence[Scheduled]) -> None:
+    def __init__(self, redis: ArqRedis, scheduled: Sequence[Scheduled[Any]]) -> None:
         self._redis = redis
         self._scheduled = scheduled
         self._next: dict[str, datetime] = {}
@@ -68,7 +69,7 @@ class Schedule:
             nap_s = min(nap_s, (due - now).total_seconds())
         return max(nap_s, 0.001)
 
-    async def _enqueue(self, scheduled: Scheduled, due: datetime, missed: bool) -> None:
+    async def _enqueue(self, scheduled: Scheduled[Any], due: datetime, missed: bool) -> None:
         key, at_ms = scheduled.key, round(due.timestamp() * 1000)
         payload = job_payload(scheduled.job, scheduled.arguments)
         arguments = (key, at_ms, f"{key}:{at_ms}", payload, int(missed))

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from tortoise.transactions import in_transaction
 
 from bot import BadArguments, Command, Reply, Request
-from examples.reminder.jobs import REMIND, Remind
-from examples.reminder.models import Reminder
 from fleet import Process, enqueue
+
+from .jobs import REMIND, Remind
+from .models import Reminder
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 LONGEST = timedelta(days=366)

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from tortoise.exceptions import DoesNotExist
 from tortoise.transactions import in_transaction
 
-from examples.reminder.models import Reminder
 from fleet import Job, Process, say
+
+from .models import Reminder
 
 
 @dataclass(frozen=True)

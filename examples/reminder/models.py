@@ -1,7 +1,4 @@
-"""The app's one table.
-
-After a change here: `.venv/bin/tortoise --config-file examples/reminder/makemigrations.json makemigrations`.
-"""
+"""The app's one table. After a change here, makemigrations.py has its migration written."""
 
 from __future__ import annotations
 

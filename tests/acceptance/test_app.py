@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -97,6 +101,69 @@ async def test_telegram(spawn: Spawner, reminding: Environ, worker: Spawned, api
     spawn("bot", environ=telegram)
     await until(lambda: len(api.texts()) >= 4, timeout_s=PATIENT_S, what="the reminder by another bot")
     assert api.texts()[3:] == ["Reminder: a second cup & more"]
+
+
+# A copy of the example.
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """`cp -r examples/reminder shop`, in a folder of its own."""
+    return shutil.copytree(ROOT / "examples" / "reminder", tmp_path / "shop")
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace a text that is in the file once."""
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{text.count(old)} × {old} in {file}"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_copy(spawn: Spawner, tether: Tether, environ: Environ, copy: Path) -> None:
+    """APP=shop runs the copy, and nothing of the original: its migration, its commands, its job."""
+    edit(copy / "commands.py", "I will remind you at", "The shop will remind you at")
+    edit(copy / "jobs.py", "Reminder: ", "From the shop: ")
+    (copy / "migrations" / "0001_initial.py").rename(copy / "migrations" / "0001_of_the_shop.py")
+    shop = environ | {"APP": "shop"}
+    migrated = spawn.run("poolctl", "migrate", environ=shop, cwd=copy.parent)
+    assert migrated.returncode == 0, migrated.stderr
+    assert "applied reminder.0001_of_the_shop" in migrated.stdout
+    worker = spawn("worker", environ=shop, cwd=copy.parent)
+    worker.wait_for(" is up", timeout_s=60)
+    terminal = Terminal(tether, "bot", environ=shop | {"LOG_LEVEL": "WARNING"}, cwd=copy.parent)
+    try:
+        terminal.wait_for(r"> $")
+        terminal.type("/remind 1s tea\n")
+        terminal.wait_for(r"\nThe shop will remind you at [\d:]+ UTC: tea\n")
+        terminal.wait_for(r"\nFrom the shop: tea\n> $")
+        terminal.type("\x04")
+        assert terminal.wait_for_end() == 0
+    finally:
+        terminal.close()
+
+
+def test_a_copy_with_names_of_its_own(spawn: Spawner, environ: Environ, copy: Path) -> None:
+    """Renamed as the app's README says, the copy has a table and a migration beside those of the original."""
+    edit(copy / "__init__.py", '"reminder"', '"shop"')
+    edit(copy / "models.py", 'table = "reminder"', 'table = "shop_order"')
+    commands = re.search(r"<!-- copy: begin -->\n```sh\n(.*?)```\n<!-- copy: end -->", README, re.DOTALL)
+    assert commands is not None
+    done = subprocess.run(
+        ["sh", "-ec", commands[1]],
+        cwd=copy.parent,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.defpath}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for app, applied in ((APP, "reminder.0001_initial"), ({"APP": "shop"}, "shop.0001_initial")):
+        migrated = spawn.run("poolctl", "migrate", environ=environ | app, cwd=copy.parent)
+        assert migrated.returncode == 0, migrated.stderr
+        assert f"applied {applied}" in migrated.stdout
+    checked = spawn.run("poolctl", "check", environ=environ | {"APP": "shop"}, cwd=copy.parent)
+    assert "schema: up to date" in checked.stdout, checked.stderr
 
 
 # An app that cannot be.

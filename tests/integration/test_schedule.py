@@ -41,6 +41,13 @@ def test_times(times: Times, moment: str, expected: str) -> None:
     assert times.after(at) == datetime.fromisoformat(f"2030-01-01T{expected}").replace(tzinfo=UTC)
 
 
+@pytest.mark.parametrize("numbers", [{"hour": {24}}, {"minute": {60}}, {"second": set()}, {"second": {-1}}])
+def test_times_that_never_are(numbers: dict[str, set[int]]) -> None:
+    """They are refused when they are made: the search for the next one would never end."""
+    with pytest.raises(ValueError, match="is at no time: give some of 0 to"):
+        Times(**{unit: frozenset(each) for unit, each in numbers.items()})
+
+
 async def test_many_workers_enqueue_a_run_once(queue: ArqRedis) -> None:
     """Of ten workers one enqueues the run of each second, and none is left out."""
     schedules = [Schedule(queue, [EVERY_SECOND]) for _ in range(10)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.autodetector import MigrationAutodetector
 
 from config import Settings, tortoise_config
+from examples.reminder.makemigrations import TORTOISE_ORM
 from fleet.app import load_app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +24,11 @@ SOURCES = sorted((ROOT / "examples").rglob("*.py"))
 
 
 def imported(path: Path) -> Iterator[tuple[str, str | None]]:
-    """(module, name) of each import; the name is None for `import module`."""
+    """(module, name) of each import but those of its own package's; the name is None for `import module`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative"
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            assert node.level == 1, f"{path} imports from outside its package by a relative name"
+        elif isinstance(node, ast.ImportFrom):
             yield from ((node.module or "", alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -40,6 +41,12 @@ def test_only_public_names(path: Path) -> None:
         if module.partition(".")[0] in PACKAGES:
             assert module in PACKAGES, f"{module} is not public"
             assert name in importlib.import_module(module).__all__, f"{module}.{name} is not public"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_it_runs_under_any_name(path: Path) -> None:
+    """An example does not import itself by its own name: a copy of it would run the original."""
+    assert not [module for module, _ in imported(path) if module.partition(".")[0] == "examples"]
 
 
 def test_public_names_are_used() -> None:
@@ -65,22 +72,20 @@ def test_the_compose_override() -> None:
     override = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
     assert set(override) == ours
     for service in override.values():
-        assert service["environment"] == {"APP": "examples.reminder"}
+        assert service["environment"] == {"APP": "${APP:-examples.reminder}"}  # a copy is never the original
         assert service["volumes"] == ["./examples:/app/examples:ro"]
 
 
 async def test_the_migrations_make_exactly_the_models() -> None:
     """Tortoise's own migration tool finds nothing to add."""
-    config = json.loads((ROOT / "examples/reminder/makemigrations.json").read_text())
     async with TortoiseContext() as context:
-        await context.init(config=config)
+        await context.init(config=TORTOISE_ORM)
         assert context.apps is not None
-        assert await MigrationAutodetector(context.apps, config["apps"]).changes() == []
+        assert await MigrationAutodetector(context.apps, TORTOISE_ORM["apps"]).changes() == []
 
 
 def test_the_migration_tool_is_configured_as_the_program() -> None:
-    """makemigrations.json names the same label, models and migrations as a process with APP."""
-    config = json.loads((ROOT / "examples/reminder/makemigrations.json").read_text())
+    """makemigrations.py names the same label, models and migrations as a process with APP."""
     settings = Settings.load("worker", {"APP": "examples.reminder"})
     apps = tortoise_config(settings, apps=load_app(settings).tables)["apps"]
-    assert config["apps"].items() <= apps.items()
+    assert TORTOISE_ORM["apps"].items() <= apps.items()
