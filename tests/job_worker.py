@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 from arq.worker import Retry
@@ -131,10 +132,12 @@ async def _main(settings: Settings) -> ExitCode:
             handler(EVERY_SECOND, every_second, process),
             handler(UNIQUE, work, process),
         ]
-        scheduled = [Scheduled(EVERY_SECOND, NoArguments(), Times(second=frozenset(range(60))))]
+        scheduled: list[Scheduled[Any]] = [Scheduled(EVERY_SECOND, NoArguments(), Times(second=frozenset(range(60))))]
         if "--schedule-breaks" in sys.argv:  # in about three seconds, by arguments of another job
-            breaks = frozenset({(datetime.now(UTC) + timedelta(seconds=3)).second})
-            scheduled = [Scheduled(EVERY_SECOND, Work(key="wrong"), Times(second=breaks))]
+            at = datetime.now(UTC) + timedelta(seconds=3)
+            breaks = Times(frozenset({at.second}), frozenset({at.minute}), frozenset({at.hour}))
+            wrong: Any = Work(key="wrong")
+            scheduled = [Scheduled(EVERY_SECOND, wrong, breaks)]
         if "--cron-long" in sys.argv:
             scheduled = [Scheduled(WORK, Work(key="long run", seconds=4), Times(second=frozenset(range(0, 60, 10))))]
         loops.append(
