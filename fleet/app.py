@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pydantic import ValidationError
+
 from config import Settings
 from config.tortoise import FLEET, Tables
 from db.errors import first_line
-from fleet.errors import AppRefused, reason
+from fleet.errors import AppRefused, first_fault, reason
 from fleet.hooks import Hooks
 from fleet.jobs import OWN_JOBS, Job
 from fleet.scheduled import Scheduled
@@ -121,15 +123,26 @@ def _check(app: App, name: str) -> None:
     for job, times in Counter(each.name for each in (*OWN_JOBS, *(each.job for each in app.jobs))).items():
         if times > 1:
             raise AppRefused(f"APP={name}: {times} jobs are called {job}: rename one")
+    if not isinstance(app.hooks, Hooks):
+        raise AppRefused(f"APP={name}: `hooks` is of type {type(app.hooks).__name__}: write `Hooks(before=…, after=…)`")
     for scheduled in app.scheduled:
-        if scheduled.job not in (each.job for each in app.jobs):
-            raise AppRefused(f"APP={name}: {scheduled.job.name} is scheduled, and no job of the app: add it to `jobs`")
-        try:
-            scheduled.job.write_arguments(scheduled.arguments)
-        except (TypeError, ValueError) as error:
-            raise AppRefused(
-                f"APP={name}: the scheduled {scheduled.key} has wrong arguments: {reason(error)}: correct them"
-            ) from None
+        _check_scheduled(scheduled, app, name)
     for key, times in Counter(each.key for each in app.scheduled).items():
         if times > 1:
             raise AppRefused(f"APP={name}: {times} scheduled jobs are called {key}: give each a `name`, all but one")
+
+
+def _check_scheduled(scheduled: Scheduled[Any], app: App, name: str) -> None:
+    if not isinstance(scheduled, Scheduled):
+        raise AppRefused(
+            f"APP={name}: a {type(scheduled).__name__} is scheduled: write `Scheduled(job, arguments, times)`"
+        )
+    if scheduled.job not in (each.job for each in app.jobs):
+        raise AppRefused(f"APP={name}: {scheduled.job.name} is scheduled, and no job of the app: add it to `jobs`")
+    try:
+        scheduled.job.write_arguments(scheduled.arguments)
+    except Exception as error:  # pydantic's, or one of the contract's own checks
+        why = first_fault(error) if isinstance(error, ValidationError) else reason(error)
+        raise AppRefused(
+            f"APP={name}: the scheduled {scheduled.key} has wrong arguments: {why}: correct them"
+        ) from None

@@ -77,7 +77,7 @@ local function take(id, orphan_of)
     payload = redis.call('GET', job_key(id)) or ''
     if payload == '' then problem = 'expired' end
   end
-  local aborted = redis.call('ZREM', aborts, id)
+  local aborted = redis.call('ZSCORE', aborts, id) and 1 or 0  -- it stays until the job's end: it may go back
   taken[#taken + 1] = {id, try, tonumber(excused) or 0, orphan_of or '', problem, payload, aborted}
 end
 
@@ -134,7 +134,7 @@ for i = 6, #ARGV, 3 do
   if holder == claim then
     redis.call('SET', lease_key(id), claim, 'PX', lease)
     redis.call('ZADD', queue, 'XX', string.format('%.0f', now + lease), id)
-    if redis.call('ZREM', aborts, id) == 1 then aborted[#aborted + 1] = id end
+    if redis.call('ZSCORE', aborts, id) then aborted[#aborted + 1] = id end
   elseif holder then others[#others + 1] = id
   else gone[#gone + 1] = id
   end
@@ -148,7 +148,7 @@ if answered >= 0 then
     if holder == owner and tonumber(number) <= answered and not running[id] then
       redis.call('HDEL', claims, id)
       redis.call('DEL', lease_key(id))
-      redis.pcall('DECR', retry_key(id))
+      uncount(id)
       enqueue(id, now)
       put_back[#put_back + 1] = id
     end
@@ -200,7 +200,7 @@ local id, claim, after, counts = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 if redis.call('HGET', claims, id) ~= claim then return 0 end
 redis.call('HDEL', claims, id)
 redis.call('DEL', lease_key(id))
-if counts ~= 'counted' then redis.pcall('DECR', retry_key(id)) end
+if counts ~= 'counted' then uncount(id) end
 if counts == 'excused' then
   if type(redis.pcall('INCR', excused_key(id))) == 'table' then redis.call('SET', excused_key(id), 1) end
   redis.call('EXPIRE', excused_key(id), ARGV[5])
@@ -232,11 +232,6 @@ class Claim:
     def name(self) -> str:
         """Its id for messages and for JSON; what is not UTF-8 is escaped."""
         return self.id.decode(errors="backslashreplace")
-
-    def repeats(self, other: Claim) -> bool:
-        """Whether it is another try of the same job, and not of a later one with the same id."""
-        # A job that is enqueued anew has another payload, with its moment; a dead one that is, starts to count anew.
-        return self.payload == other.payload and self.tries > other.tries
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from config.exit_codes import ExitCode
 
 
@@ -37,6 +39,12 @@ def reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not text:
         return "no answer in time"
     return text.rstrip(".") or type(error).__name__
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, and where; not the value, which nobody may be meant to see."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def text_of(error: BaseException) -> str:

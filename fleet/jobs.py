@@ -79,6 +79,15 @@ class ExplainQuery(Arguments):
     sql: str
 
 
+class ExplainResult(BaseModel):
+    """What `explain_query` found, or why the text is not explained: one of them is there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    explanation: Explanation | None = None
+    refused: str | None = None
+
+
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -120,7 +129,7 @@ class Job(Generic[A, R]):
 
 
 EXERCISE_POOL = Job("exercise_pool", ExercisePool, ExerciseResult)
-EXPLAIN_QUERY = Job("explain_query", ExplainQuery, Explanation, timeout_s=60.0)
+EXPLAIN_QUERY = Job("explain_query", ExplainQuery, ExplainResult, timeout_s=60.0)
 SAMPLE_CONNECTIONS = Job("sample_connections", NoArguments, int, timeout_s=25.0)  # connections that the server has
 PRUNE_SAMPLES = Job("prune_samples", NoArguments, int)  # samples deleted
 OWN_JOBS: tuple[Job[Any, Any], ...] = (EXERCISE_POOL, EXPLAIN_QUERY, SAMPLE_CONNECTIONS, PRUNE_SAMPLES)

@@ -17,18 +17,19 @@ A = TypeVar("A")
 class Times:
     """When a job is due, in UTC; None: at each. Raises ValueError for what is never."""
 
-    second: frozenset[int] = frozenset({0})
+    second: frozenset[int] | None = frozenset({0})
     minute: frozenset[int] | None = None
     hour: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         for unit, numbers, most in (("second", self.second, 59), ("minute", self.minute, 59), ("hour", self.hour, 23)):
-            if numbers is not None and not (numbers and all(0 <= number <= most for number in numbers)):
+            if numbers is not None and not (numbers and numbers <= set(range(most + 1))):
                 raise ValueError(f"{unit}={set(numbers)} is at no time: give some of 0 to {most}")
 
     def after(self, moment: datetime) -> datetime:
         """The first time after `moment`."""
-        return next_cron(moment, second=set(self.second), minute=_set(self.minute), hour=_set(self.hour), microsecond=0)
+        second = set(range(60)) if self.second is None else set(self.second)  # arq takes none for 0
+        return next_cron(moment, second=second, minute=_set(self.minute), hour=_set(self.hour), microsecond=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function wake()
   if redis.call('EXISTS', queue .. ':wake') == 0 then redis.call('LPUSH', queue .. ':wake', 1) end
 end
+local function uncount(id)  -- a job that was not tried yet has no count
+  local tries = redis.pcall('DECR', retry_key(id))
+  if type(tries) == 'number' and tries < 1 then redis.call('DEL', retry_key(id)) end
+end
 local function enqueue(id, at)
   redis.call('ZADD', queue, string.format('%.0f', at), id)
   wake()

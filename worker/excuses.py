@@ -28,7 +28,7 @@ def excuse(error: BaseException) -> str | None:
     """Why `error` is not the job's fault, in a few words; None where it is.
 
     An error raised from another one has that one's excuse, a group of errors needs one for each. So has asyncpg's
-    complaint that a transaction's connection is closed, which hides by what it was.
+    complaint that a connection is closed, which hides by what it was.
     """
     return _excuse(error, ())
 
@@ -46,5 +46,7 @@ def _excuse(error: BaseException, seen: tuple[BaseException, ...]) -> str | None
         return "the database was away" if classify(error, "").transient else None
     if isinstance(error, _REDIS):
         return "Redis was away"
-    before = error.__context__ if isinstance(error, asyncpg.InterfaceError) else error.__cause__
+    before = error.__cause__
+    if isinstance(error, asyncpg.InterfaceError) and "connection is closed" in str(error):
+        before = before or error.__context__
     return None if before is None else _excuse(before, seen)

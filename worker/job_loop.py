@@ -171,12 +171,12 @@ class JobLoop:
                 run.cancel("stop")
             self._busy += 1
             self._spawn(self._run(run), f"job {claim.name}")
-        elif claim.id in self._going_back:  # and is there already
-            mine.adopt(claim.mark)
+        elif claim.id in self._going_back:  # and may be there already
+            mine.adopt(claim)
+            self._busy += self._going_back[claim.id] is None
             self._going_back[claim.id] = claim
-            self._busy += 1
-        elif claim.repeats(mine.claim):  # its lease ran out while it went on here
-            mine.adopt(claim.mark)
+        elif mine.has(claim):  # its lease ran out while it went on here
+            mine.adopt(claim)
         else:  # a later job of the same id: the one in hand has ended in Redis, by this worker or by another
             after_s = RECORDED_S if mine.over else RETURN_S
             back = self._outage.outlast(lambda: self._claims.put_back(claim, after_s=after_s))

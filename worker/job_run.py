@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from fleet.claims import Claim, Problem
-from fleet.errors import reason
+from fleet.errors import first_fault, reason
 from fleet.hooks import Hooks
 from fleet.jobs import RESULT_KEPT_S, Job
 from fleet.wire import dumps, loads
@@ -81,10 +81,18 @@ class JobRun:
         self._cancelled: Cancelled | None = None
         self._started_ms = self._ended_ms = _now_ms()
 
-    def adopt(self, mark: str) -> None:
-        """The job was claimed again by this worker, under `mark`, while it runs: its lease had run out."""
-        self.claim = replace(self.claim, mark=mark)
+    def has(self, claim: Claim) -> bool:
+        """Whether `claim` is on this very job, and not on a later one with the same id."""
+        # A job that is enqueued anew has another payload, with its moment; a dead one that is tried again counts anew.
+        same = claim.problem == "expired" or claim.payload == self.claim.payload
+        return same and (not self.over or claim.tries > self.claim.tries)
+
+    def adopt(self, claim: Claim) -> None:
+        """This worker has claimed the job again while it runs."""
+        self.claim = replace(self.claim, mark=claim.mark)
         self.disowned = False
+        if claim.aborted:
+            self.cancel("abort")
 
     def cancel(self, why: Cancelled) -> None:
         """End the try; once is enough. A hook that runs is cancelled in any case."""
@@ -179,9 +187,7 @@ class JobRun:
                 raise JobUnreadable("its arguments have no names: enqueue it with fleet.enqueue")
             return handler, handler.job.read_arguments(dict(kwargs))
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise JobUnreadable(f"its arguments are not its contract's: {where}: {first['msg']}") from None
+            raise JobUnreadable(f"its arguments are not its contract's: {first_fault(error)}") from None
         except JobUnreadable:
             raise
         except Exception as error:  # of the contract's own checks; pydantic passes most of them on as they are
@@ -233,7 +239,8 @@ class JobRun:
             self._hook.cancel()
             await asyncio.wait({self._hook})
         if self._hook.cancelled():
-            logger.error("a hook of job %s was cancelled, for its time was over; the job goes on", self.name)
+            why = self._cancelled or "timeout"
+            logger.error("a hook of job %s was cancelled (%s); the job is recorded all the same", self.name, why)
         elif (error := self._hook.exception()) is not None:
             logger.error("a hook of job %s failed; the job goes on", self.name, exc_info=error)
         self._hook = None

@@ -27,8 +27,8 @@ _ENQUEUE_ONCE = Script(
 local key, at, id, payload, missed = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5] == '1'
 local latest = tonumber(redis.call('HGET', queue .. ':schedule', key))
 if latest and at <= latest then return 0 end
-redis.call('HSET', queue .. ':schedule', key, string.format('%.0f', at))
 if missed and not latest then return 0 end
+redis.call('HSET', queue .. ':schedule', key, string.format('%.0f', at))
 if redis.call('SET', job_key(id), payload, 'NX') then enqueue(id, at) end
 return 1
 """

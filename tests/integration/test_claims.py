@@ -168,7 +168,13 @@ async def test_a_repeated_failure_spares_a_dead_job_that_is_tried_again(queue: A
     assert await retry_dead(queue, job.job_id) is None
     assert not await claims.finish(claim, b"{}", kept_s=10, failed=True, reason=b"{}")
     assert (await read_dead(queue))[0] == 0
-    assert (await _claim(claims)).id == claim.id
+    again = await _claim(claims)
+    assert (again.id, again.tries) == (claim.id, 1)
+    # Nor where it was put back uncounted: that leaves no count of tries.
+    assert await claims.put_back(again)
+    assert not await claims.finish(claim, b"{}", kept_s=10, failed=True, reason=b"{}")
+    assert (await read_dead(queue))[0] == 0
+    assert (await _claim(claims)).tries == 1
 
 
 async def test_a_job_that_goes_back_is_not_held(queue: ArqRedis) -> None:
@@ -353,8 +359,16 @@ async def test_abort(queue: ArqRedis) -> None:
     claims = _claims(queue)
     job = await enqueue(queue, PRUNE_SAMPLES, NoArguments(), after_s=3600)
     assert await abort(queue, job.job_id)
-    assert (await _claim(claims)).aborted
+    claim = await _claim(claims)
+    assert claim.aborted
+    assert await claims.put_back(claim)
+    claim = await _claim(claims)
+    assert claim.aborted, "it is to be ended, wherever it goes"
+    assert await claims.finish(claim, b"{}", kept_s=10, failed=True)
+    again = await enqueue(queue, PRUNE_SAMPLES, NoArguments(), job_id=f"{job.job_id}-again")
+    assert (await _claim(claims)).name == again.job_id
     assert not await abort(queue, "unknown")
+    assert await queue.zcard("arq:abort") == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
@@ -33,6 +34,7 @@ async def queue(environ: dict[str, str]) -> AsyncIterator[ArqRedis]:
         (Times(minute=frozenset({17}), hour=frozenset({3})), "03:16:59.5", "03:17:00"),
         (Times(minute=frozenset({17}), hour=frozenset({3})), "02:00:00", "03:17:00"),
         (Times(second=frozenset(range(60))), "10:00:00.5", "10:00:01"),
+        (Times(second=None), "10:00:00.5", "10:00:01"),
     ],
 )
 def test_times(times: Times, moment: str, expected: str) -> None:
@@ -41,8 +43,8 @@ def test_times(times: Times, moment: str, expected: str) -> None:
     assert times.after(at) == datetime.fromisoformat(f"2030-01-01T{expected}").replace(tzinfo=UTC)
 
 
-@pytest.mark.parametrize("numbers", [{"hour": {24}}, {"minute": {60}}, {"second": set()}, {"second": {-1}}])
-def test_times_that_never_are(numbers: dict[str, set[int]]) -> None:
+@pytest.mark.parametrize("numbers", [{"hour": {24}}, {"minute": {60}}, {"second": set()}, {"second": {0.5}}])
+def test_times_that_never_are(numbers: dict[str, set[Any]]) -> None:
     """They are refused when they are made: the search for the next one would never end."""
     with pytest.raises(ValueError, match="is at no time: give some of 0 to"):
         Times(**{unit: frozenset(each) for unit, each in numbers.items()})
@@ -82,17 +84,28 @@ async def test_a_run_that_is_long_past_is_left_out(queue: ArqRedis, caplog: pyte
 
 
 async def test_a_run_that_all_workers_missed(queue: ArqRedis) -> None:
-    """What was due while no worker was up, less than a minute ago, is made up for once; a first run never is."""
+    """What was due while no worker was up, less than a minute ago, is made up for by one; a first run never is."""
     await Schedule(queue, [EVERY_SECOND]).enqueue_due()
     assert await queue.zcard("arq:queue") == 0
-    (last,) = (await queue.hgetall("arq:queue:schedule")).values()
-    await queue.hset("arq:queue:schedule", "sample_connections", int(last) - 30_000)  # as if it were so long ago
-    workers = [Schedule(queue, [EVERY_SECOND]) for _ in range(3)]
-    for worker in workers:
-        await worker.enqueue_due()
-    seconds = [int(raw.decode().rpartition(":")[2]) for raw in await queue.zrange("arq:queue", 0, -1)]
-    assert seconds
-    assert min(seconds) >= int(last)  # the latest one; the second may have ended meanwhile
+    now_s, _ = await queue.time()
+    await queue.hset("arq:queue:schedule", "sample_connections", (now_s - 30) * 1000)  # the latest, so long ago
+    await Schedule(queue, [EVERY_SECOND]).enqueue_due()
+    (made_up,) = await _enqueued(queue, 1)
+    assert made_up >= now_s
+    for _ in range(3):
+        await Schedule(queue, [EVERY_SECOND]).enqueue_due()
+    later_s, _ = await queue.time()
+    assert len(await _enqueued(queue, 1)) <= 1 + later_s - now_s  # each second has one
+
+
+async def test_a_first_run_is_not_lost(queue: ArqRedis) -> None:
+    """A worker that starts just when the very first run is due leaves it to the one that waited for it."""
+    waiting = Schedule(queue, [EVERY_SECOND])
+    nap_s = await waiting.enqueue_due()
+    await asyncio.sleep(nap_s)
+    await Schedule(queue, [EVERY_SECOND]).enqueue_due()
+    await waiting.enqueue_due()
+    assert await _enqueued(queue, 1)
 
 
 async def test_one_job_at_several_times(queue: ArqRedis) -> None:

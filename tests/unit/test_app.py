@@ -150,6 +150,7 @@ SCHEDULED = "Scheduled(Job({!r}, NoArguments, int), {}, Times())"
         ([SCHEDULED.format("sweep", "NoArguments()")] * 2, "2 scheduled jobs are called sweep: give each a `name`"),
         ([SCHEDULED.format("swap", "NoArguments()")], "swap is scheduled, and no job of the app: add it to `jobs`"),
         ([SCHEDULED.format("sweep", "3")], "the scheduled sweep has wrong arguments: job sweep takes NoArguments"),
+        (["'sweep'"], "a str is scheduled: write `Scheduled(job, arguments, times)`"),
     ],
 )
 def test_a_schedule_that_cannot_be(write: Write, scheduled: list[str], line: str) -> None:

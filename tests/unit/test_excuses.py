@@ -15,6 +15,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def during(error: Exception, handled: Exception) -> Exception:
+    error.__context__ = handled
+    return error
+
+
 AWAY = caused(DBConnectionError("the connection was lost"), asyncpg.ConnectionDoesNotExistError("closed"))
 
 
@@ -32,6 +37,7 @@ AWAY = caused(DBConnectionError("the connection was lost"), asyncpg.ConnectionDo
         (RedisConnectionError("refused"), "Redis was away"),
         (ExceptionGroup("tasks", [AWAY, PoolTimeout("full")]), "the database was away"),
         (caused(ValueError("the job's own words"), AWAY), "the database was away"),
+        (caused(asyncpg.InterfaceError("no"), AWAY), "the database was away"),
     ],
     ids=lambda value: getattr(value, "__class__", type(value)).__name__ if isinstance(value, Exception) else None,
 )
@@ -50,6 +56,7 @@ def test_what_is_not_the_jobs_fault(error: Exception, expected: str) -> None:
         ConnectionRefusedError(111, "some other server that the job talks to"),
         TimeoutError(),
         asyncpg.InterfaceError("another operation is in progress"),
+        during(asyncpg.InterfaceError("the server expects 1 argument, 2 were passed"), RedisConnectionError("refused")),
         caused(DBConnectionError("cannot connect"), asyncpg.InvalidPasswordError("wrong")),
         ResponseError("WRONGTYPE"),
         ExceptionGroup("tasks", [AWAY, ValueError("no")]),

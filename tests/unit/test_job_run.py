@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -176,3 +176,32 @@ def _run(payload: bytes, hooks: Hooks | None = None, *, timeout_s: float = 5.0) 
     handlers = {name: Handler(Job(name, arguments, int), code) for name, (arguments, code) in CODE.items()}
     claim = Claim(b"j", "o 1", 1, 0, "", "", payload, False)
     return JobRun(claim, handlers, Limits(timeout_s, 5, 20), hooks or Hooks())
+
+
+FIRST = Claim(b"id", "worker@a:1/x 1", 2, 0, "", "", b"payload", aborted=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "over", "expected"),
+    [
+        ({"tries": 3}, False, True),  # its lease ran out
+        ({"tries": 3}, True, True),
+        ({"tries": 1}, False, True),  # a failover lost the count of its tries
+        ({"tries": 1}, True, False),  # it died, and somebody tries it again
+        ({"tries": 3, "problem": "expired", "payload": b""}, False, True),
+        ({"tries": 3, "payload": b"of a later moment"}, False, False),
+        ({"tries": 3, "payload": b"of a later moment"}, True, False),
+    ],
+)
+def test_a_claim_on_the_job_in_hand(changes: dict[str, Any], over: bool, expected: bool) -> None:
+    """A claim on an id is on the job that runs, or on a later one of that id."""
+    run = JobRun(FIRST, {}, Limits(timeout_s=1, tries=5, excused=20), Hooks())
+    run.over = over
+    assert run.has(replace(FIRST, mark="worker@a:1/x 2", **changes)) is expected
+
+
+def test_an_abort_that_comes_with_a_claim() -> None:
+    """A job that is claimed again while it runs, to be aborted, is."""
+    run = JobRun(FIRST, {}, Limits(timeout_s=1, tries=5, excused=20), Hooks())
+    run.adopt(replace(FIRST, mark="worker@a:1/x 2", aborted=True))
+    assert run._cancelled == "abort"
