@@ -22,6 +22,7 @@ from aiogram.client.telegram import PRODUCTION, TelegramAPIServer
 from aiogram.enums import ChatType, ParseMode
 from aiogram.exceptions import (
     ClientDecodeError,
+    TelegramAPIError,
     TelegramBadRequest,
     TelegramConflictError,
     TelegramEntityTooLarge,
@@ -45,13 +46,27 @@ from aiogram.utils.token import TokenValidationError
 from pydantic import SecretStr
 
 from bot.command import Command
-from bot.errors import BotApiAway, BotApiError, BotApiRefused, Flooded, TokenRefused, TransportRefused, Unreadable
+from bot.errors import (
+    BotApiAway,
+    BotApiError,
+    BotApiRefused,
+    ChatGone,
+    ChatMoved,
+    Flooded,
+    TokenRefused,
+    TransportRefused,
+    Unclear,
+    Unreadable,
+)
 from config.errors import shown
 
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 20.0
+LONGEST_FLOOD_S = 15 * 60.0  # waited out; callers learn of a longer one at once
 LONGEST_DESCRIPTION = 256
+# The words of status 400 for a chat that is gone: it has neither a status nor a parameter of its own.
+_GONE = ("chat not found", "deactivated")
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)  # "host.example:5432" is no link
 
 
@@ -79,7 +94,8 @@ class BotApi:
     """One token's calls. An async context manager; nothing is connected before the first call.
 
     Each call raises BotApiAway, Flooded or BotApiRefused, and TokenRefused where the token is not valid any more.
-    After a Flooded the next call for the same chat first waits for as long as the server asked.
+    After a Flooded the next call for the same chat first waits for as long as the server asked; while that is more than
+    LONGEST_FLOOD_S, it is Flooded at once. Calls for a chat raise ChatGone and ChatMoved, too.
     """
 
     def __init__(self, token: SecretStr, api_url: str | None) -> None:
@@ -170,12 +186,15 @@ class BotApi:
 
     async def _to_chat(self, chat: int, method: TelegramMethod[TelegramType]) -> TelegramType:
         clock = asyncio.get_running_loop().time
-        while (wait_s := self._quiet_until.get(chat, 0.0) - clock()) > 0:  # noqa: ASYNC110 - a time is waited for
+        while (wait_s := self._quiet_until.get(chat, 0.0) - clock()) > 0:
+            if wait_s > LONGEST_FLOOD_S:
+                raise Flooded(f"{self.address} asks to wait for {wait_s:.0f} s more", wait_s)
             await asyncio.sleep(wait_s)
         self._quiet_until.pop(chat, None)
         try:
             return await self._call(method)
         except Flooded as error:
+            logger.warning("chat %d: %s", chat, error)
             self._quiet_until[chat] = clock() + error.retry_after_s
             raise
 
@@ -197,14 +216,23 @@ class BotApi:
                     "somebody else fetches this bot's messages: another fleet with the same BOT_TOKEN, or a webhook"
                     f" ({self._scrubbed(error.message)})"
                 )
-            case TelegramEntityTooLarge():  # aiogram has it among network errors
+            case TelegramMigrateToChat():
+                return ChatMoved(self._scrubbed(error.message), error.migrate_to_chat_id)
+            case TelegramForbiddenError():
+                return ChatGone(self._scrubbed(error.message))
+            case TelegramBadRequest() if any(words in error.message for words in _GONE):
+                return ChatGone(self._scrubbed(error.message))
+            case TelegramBadRequest() | TelegramNotFound(method=GetMe()):
                 return BotApiRefused(self._scrubbed(error.message))
-            case TelegramBadRequest() | TelegramForbiddenError() | TelegramNotFound() | TelegramMigrateToChat():
-                return BotApiRefused(self._scrubbed(error.message))
+            case TelegramNotFound() | TelegramEntityTooLarge():
+                return Unclear(f"{self.address}: {self._scrubbed(error.message)}")
+            case TelegramAPIError() if type(error) is TelegramAPIError:  # any other status below 500
+                return Unclear(f"{self.address}: {self._scrubbed(error.message)}")
             case ClientDecodeError(data={"ok": True, "result": [{"update_id": int(number)}, *_]}):
                 return Unreadable(f"{self.address}: {error.message}", number)
-            case ClientDecodeError():
-                return BotApiAway(f"{self.address} does not answer as a Bot API server does: {error.message}")
+            case ClientDecodeError(data=data):
+                kind = BotApiAway if isinstance(data, str) else Unclear  # a string is no JSON: some proxy's page
+                return kind(f"{self.address} does not answer as a Bot API server does: {error.message}")
         return BotApiAway(f"{self.address}: {self._scrubbed(getattr(error, 'message', None) or type(error).__name__)}")
 
     def _scrubbed(self, text: str) -> str:

@@ -10,7 +10,7 @@ from bot.command import Command, Reply, Request
 from bot.errors import BadArguments
 from bot.explain_command import explain_command
 from bot.jobs_command import jobs_command
-from bot.outage import asking_database, asking_redis
+from bot.outage import asking_database
 from bot.sessions import read_sessions
 from bot.subscribers import subscribe, unsubscribe
 from bot.table import table
@@ -76,8 +76,7 @@ class _Operator:
 
     async def status(self, _: Request) -> AsyncGenerator[Reply, None]:
         """Two replies, so that one is seen also when Redis or the database is away."""
-        with asking_redis(self._process.settings):
-            entries = await read_fleet(self._process.queue)
+        entries = await read_fleet(self._process.queue)
         yield Reply(fleet_table(entries), monospace=True)
         async with self._connection() as connection:
             server = await read_server(connection)
@@ -96,13 +95,12 @@ class _Operator:
         exercise = Exercise(self._process.queue, jobs, ExercisePool())
         yield Reply(f"0 of {jobs} done", progress=True)
         stopped = None
-        with asking_redis(self._process.settings):
-            try:
-                async with aclosing(exercise.follow(deadline_s=EXERCISE_DEADLINE_S)) as counts:
-                    async for done in counts:
-                        yield Reply(f"{done} of {jobs} done", progress=True)
-            except ExerciseStopped as error:
-                stopped = str(error)
+        try:
+            async with aclosing(exercise.follow(deadline_s=EXERCISE_DEADLINE_S)) as counts:
+                async for done in counts:
+                    yield Reply(f"{done} of {jobs} done", progress=True)
+        except ExerciseStopped as error:
+            stopped = str(error)
         if exercise.done:
             yield Reply(summary(exercise.results, exercise.failures))
         if stopped is not None:
@@ -122,14 +120,12 @@ class _Operator:
 
     async def subscribe(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Whether that was new."""
-        with asking_database(self._process.settings):
-            new = await subscribe(request.message.chat)
+        new = await subscribe(request.message.chat)
         yield Reply("This chat gets alerts from now on." if new else "This chat gets alerts already.")
 
     async def unsubscribe(self, request: Request) -> AsyncGenerator[Reply, None]:
         """Whether there was anything to undo."""
-        with asking_database(self._process.settings):
-            had = await unsubscribe(request.message.chat)
+        had = await unsubscribe(request.message.chat)
         yield Reply("This chat gets no alerts any more." if had else "This chat did not get alerts.")
 
     @asynccontextmanager

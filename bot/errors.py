@@ -40,6 +40,10 @@ class Flooded(BotApiAway):
         self.retry_after_s = retry_after_s
 
 
+class Unclear(BotApiAway):
+    """An answer that no Bot API server should give to this call: it may pass by itself, or come again for ever."""
+
+
 class Unreadable(BotApiAway):
     """Messages came of which one at least cannot be read; `number` is that of the first of them."""
 
@@ -49,7 +53,19 @@ class Unreadable(BotApiAway):
 
 
 class BotApiRefused(BotApiError):
-    """This call is refused, and would be again: the chat is gone, blocks the bot, or the message cannot be edited."""
+    """This call is refused, and would be again: the message is too long, cannot be edited, or needs rights here."""
+
+
+class ChatGone(BotApiRefused):
+    """This chat takes nothing from this bot: it blocked the bot or threw it out, or there is no such chat."""
+
+
+class ChatMoved(BotApiRefused):
+    """The chat is a group that was upgraded: it has the number `to` from now on."""
+
+    def __init__(self, text: str, to: int) -> None:
+        super().__init__(text)
+        self.to = to
 
 
 class LeaseLost(Exception):

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 from bot.command import Command, Reply, Request
-from bot.outage import asking_redis
 from bot.table import table
 from config.errors import shown
 from fleet.dead_letters import DeadJob, read_dead
@@ -21,9 +20,8 @@ def jobs_command(process: Process) -> Command:
     """The command, for a Router."""
 
     async def jobs(_: Request) -> AsyncGenerator[Reply, None]:
-        with asking_redis(process.settings):
-            view = await read_queue(process.queue)
-            count, latest = await read_dead(process.queue, most=MOST_DEAD)
+        view = await read_queue(process.queue)
+        count, latest = await read_dead(process.queue, most=MOST_DEAD)
         yield Reply(queue_text(process.settings.worker.queue, view), monospace=True)
         if latest:
             yield Reply(dead_text(count, latest), monospace=True)

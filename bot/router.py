@@ -6,7 +6,7 @@ import difflib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 from bot.command import Command, Message, Reply, Request
@@ -24,14 +24,16 @@ LONGEST_NAME = 32  # telegram's own bound for a command's name
 class Router:
     """Finds the command of a message and runs it. /help is always there.
 
-    An exception of one of the classes `told` has a text for the user: one line, no secret. Of any other exception
-    the user learns the class only. The log gets the traceback of both, and an id by which the user can name it.
+    `told` has for an exception what the user is told of it, one line without secrets, or None: then the user learns the
+    class only. The log gets the traceback of both, and an id by which the user can name it.
 
     A chat may have AT_ONCE commands running; it is told so once, and what it sends meanwhile is not answered.
     """
 
-    def __init__(self, commands: Iterable[Command], *, told: tuple[type[Exception], ...] = ()) -> None:
-        self._told = (*told, TookTooLong)
+    def __init__(
+        self, commands: Iterable[Command], *, told: Callable[[Exception], str | None] = lambda _: None
+    ) -> None:
+        self._told = told
         self._running: Counter[str] = Counter()  # by chat
         self._told_to_wait: set[str] = set()
         self._commands: dict[str, Command] = {}
@@ -104,7 +106,8 @@ class Router:
                     "sender": request.message.sender,
                 },
             )
-            reason = str(error) if isinstance(error, self._told) else f"{type(error).__name__}, see the log"
+            known = str(error) if isinstance(error, TookTooLong) else self._told(error)
+            reason = known or f"{type(error).__name__}, see the log"
             yield Reply(f"/{command.name} failed: {reason} [{failure}]")
 
     async def _help(self, request: Request) -> AsyncGenerator[Reply, None]:

@@ -13,11 +13,21 @@ from bot.bot_api import Account, BotApi, Incoming
 from bot.command import Message, Reply
 from bot.conversation import Conversation
 from bot.delivery import deliver
-from bot.errors import BotApiAway, BotApiError, BotApiRefused, Flooded, LeaseLost, TokenRefused, TransportRefused
+from bot.errors import (
+    BotApiAway,
+    BotApiError,
+    BotApiRefused,
+    ChatGone,
+    Flooded,
+    LeaseLost,
+    TokenRefused,
+    TransportRefused,
+)
 from bot.inbox import Inbox
 from bot.lease import Lease
 from bot.router import Router
 from bot.strangers import Strangers
+from bot.subscribers import move
 from bot.unasked import unasked
 from config.errors import shown
 from config.groups import BotSettings
@@ -78,8 +88,10 @@ class Telegram:
     async def _say(self, chat: str, reply: Reply) -> None:
         number = chat.removeprefix(f"{NAME}:")
         if not re.fullmatch("-?[0-9]{1,19}", number):
-            raise BotApiRefused(f"{shown(number)!r} is no chat of {NAME}, whose chats are numbers")
-        await deliver(self._api, int(number), reply)
+            raise ChatGone(f"{shown(number)!r} is no chat of {NAME}, whose chats are numbers")
+        reached = await deliver(self._api, int(number), reply)
+        if reached != int(number) and await move(chat, f"{NAME}:{reached}"):
+            logger.warning("alerts for chat %s go to %s:%d from now on", chat, NAME, reached)
 
     async def _own_account(self) -> Account:
         tries = 0

@@ -184,3 +184,12 @@ def first_line(error: BaseException) -> str:
         return "no answer in time"
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """What `error` was raised from, if anything.
+
+    Where asyncpg complains at the end of a transaction that its connection is closed, it is what had closed it.
+    """
+    hides = isinstance(error, asyncpg.InterfaceError) and "connection is closed" in str(error)
+    return error.__cause__ or (error.__context__ if hides else None)

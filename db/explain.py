@@ -30,6 +30,7 @@ LONGEST = 8 * 1024  # bytes of a query
 LONGEST_PLAN = 1024 * 1024  # characters of JSON
 STATEMENT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 2.0  # beyond that, for the server to say so
+SPARE_S = 5.0  # beyond that, for all of it: other statements, and the wait for a connection
 
 _WORK_MEM = "SELECT setting::bigint * 1024 FROM pg_settings WHERE name = 'work_mem'"
 # Not the query's fault: the server or the way to it is. What ends a statement at its timeout is, though.
@@ -53,18 +54,30 @@ async def explain_query(
 ) -> Explanation:
     """Explain one SELECT (or WITH … SELECT), on a connection of this process's pool, which it leaves as it was.
 
-    Planning may take `statement_timeout_s` seconds. Raises ExplainRefused, and what the pool and the driver raise where
-    the server cannot be asked.
+    Planning may take `statement_timeout_s` seconds, all of it SPARE_S more. Raises ExplainRefused, TimeoutError, and
+    what the pool and the driver raise where the server cannot be asked.
     """
     query = one_query(sql)
-    async with database.client.acquire_connection() as connection:
-        async with _planning(connection, statement_timeout_s):
-            plan = await _plan(connection, query, statement_timeout_s)
-            tables = await read_table_facts(connection)
-            work_mem = await connection.fetchval(_WORK_MEM)
-        # In a transaction of its own: a function that planning calls may have changed the settings of the first one.
-        async with _planning(connection, statement_timeout_s):
-            await _check_grammar(connection, query, statement_timeout_s)
+    limit_s = statement_timeout_s + SPARE_S
+    missing = "free connection in the pool"
+    try:
+        async with asyncio.timeout(limit_s) as limit, database.client.acquire_connection() as connection:
+            missing = "plan"
+            return await _explanation(connection, query, statement_timeout_s)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"no {missing} within {limit_s:g} s") from None
+
+
+async def _explanation(connection: Any, query: str, statement_timeout_s: float) -> Explanation:
+    async with _planning(connection, statement_timeout_s):
+        plan = await _plan(connection, query, statement_timeout_s)
+        tables = await read_table_facts(connection)
+        work_mem = await connection.fetchval(_WORK_MEM)
+    # In a transaction of its own: a function that planning calls may have changed the settings of the first one.
+    async with _planning(connection, statement_timeout_s):
+        await _check_grammar(connection, query, statement_timeout_s)
     if any(node.kind in ("LockRows", "ModifyTable") for node in plan.walk()):
         raise ExplainRefused("only what reads is explained, and this locks rows: leave out FOR UPDATE or FOR SHARE")
     return Explanation(plan, tuple(suggestions(plan, tables, work_mem)))

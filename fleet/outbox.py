@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from tortoise.backends.asyncpg.client import AsyncpgDBClient
 
@@ -34,10 +36,16 @@ _TAKE = f"""
         SELECT id, place = row_number() OVER (PARTITION BY chat ORDER BY place) AS in_turn FROM locked
     )
     UPDATE fleet_outgoing AS outgoing SET taken = now() FROM next WHERE outgoing.id = next.id AND in_turn
-    RETURNING outgoing.id, outgoing.chat, text
+    RETURNING outgoing.id, outgoing.chat, text, outgoing.taken
 """  # noqa: S608 - constants
-_RENEW = "UPDATE fleet_outgoing SET taken = now() WHERE id = ANY ($1::bigint[]) AND taken IS NOT NULL"
-_RELEASE = "UPDATE fleet_outgoing SET taken = NULL WHERE id = ANY ($1::bigint[])"
+# By whom a line was taken is told by when: what was taken anew since is another's.
+_SET_MINE = """
+    WITH mine AS (SELECT * FROM unnest($1::bigint[], $2::timestamptz[]) AS mine (id, taken))
+    UPDATE fleet_outgoing AS outgoing SET taken = {} FROM mine
+    WHERE outgoing.id = mine.id AND outgoing.taken = mine.taken
+    RETURNING outgoing.id, outgoing.chat, text, outgoing.taken
+"""
+_RENEW, _RELEASE = _SET_MINE.format("now()"), _SET_MINE.format("NULL")
 
 
 async def say(chat: str, text: str) -> None:
@@ -55,6 +63,7 @@ class Said:
     id: int
     chat: str
     text: str
+    taken: datetime
 
 
 class Outbox:
@@ -72,14 +81,19 @@ class Outbox:
         _, rows = await self._client.execute_query(_TAKE, [self._transport, list(busy), most])
         return sorted((Said(**row) for row in rows), key=lambda said: said.id)
 
-    async def renew(self, taken: Sequence[Said]) -> None:
-        """Keep it from other processes for another LEASE_S; not what was released meanwhile."""
-        await self._client.execute_query(_RENEW, [[said.id for said in taken]])
+    async def renew(self, taken: Sequence[Said]) -> list[Said]:
+        """Keep it from other processes for another LEASE_S; all of it that is still this one's."""
+        _, rows = await self._client.execute_query(_RENEW, _ids_and_moments(taken))
+        return [Said(**row) for row in rows]
 
     async def release(self, taken: Sequence[Said]) -> None:
-        """It was not said: any process may take it at once."""
-        await self._client.execute_query(_RELEASE, [[said.id for said in taken]])
+        """It was not said: any process may take it at once. What is another's by now stays so."""
+        await self._client.execute_query(_RELEASE, _ids_and_moments(taken))
 
     async def remove(self, said: Said) -> None:
         """It has been said, or never can be."""
         await Outgoing.filter(id=said.id).delete()
+
+
+def _ids_and_moments(taken: Sequence[Said]) -> list[Any]:
+    return [[said.id for said in taken], [said.taken for said in taken]]

@@ -50,6 +50,15 @@ class Fault:
     page: bool = False  # an HTML page that shows the request's URL, as a proxy might
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What a chat answers to all that is sent to it."""
+
+    status: int
+    description: str
+    parameters: dict[str, int]
+
+
 @dataclass
 class Sent:
     """A message that the bot sent: its texts, the latest last."""
@@ -74,6 +83,7 @@ class FakeBotApi:
     sent: list[Sent] = field(default_factory=list)
     commands: list[dict[str, str]] = field(default_factory=list)
     again: int = 0  # so many further polls get what was delivered already, confirmed or not
+    refusals: dict[str, Refusal] = field(default_factory=dict)  # by chat
     violations: list[str] = field(default_factory=list)  # calls for a chat before its flood was over
     _faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     _delivered: list[dict[str, Any]] = field(default_factory=list)
@@ -108,6 +118,10 @@ class FakeBotApi:
         """Let the next calls of `method` go wrong; the fields are those of Fault, `times=1` unless given."""
         self._faults[method].append(Fault(**{"times": 1, **fault}))
 
+    def refuse(self, chat: int, status: int, description: str, **parameters: int) -> None:
+        """Let all that is sent to a chat from now on be answered so."""
+        self.refusals[str(chat)] = Refusal(status, description, parameters)
+
     def mend(self) -> None:
         """Forget the faults that did not happen yet."""
         self._faults.clear()
@@ -139,6 +153,9 @@ class FakeBotApi:
         chat = fields.get("chat_id", "")
         if time.monotonic() < self._quiet_until.get(chat, 0.0):
             self.violations.append(f"{method} in chat {chat}")
+        if refusal := self.refusals.get(chat):
+            body = {"ok": False, "error_code": refusal.status, "description": refusal.description}
+            return answered(refusal.status, body | {"parameters": refusal.parameters})
         fault = self._fault(method)
         if fault is not None and not fault.after and not fault.delay_s:
             return await self._misbehave(request, fault, method, fields, at_s)

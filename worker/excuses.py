@@ -8,7 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tortoise.exceptions import DBConnectionError
 
-from db.errors import classify
+from db.errors import cause_of, classify
 from pool.errors import PoolSaturated, PoolTimeout
 
 _POOL_FULL = (PoolTimeout, PoolSaturated)
@@ -27,8 +27,7 @@ _REDIS = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyErr
 def excuse(error: BaseException) -> str | None:
     """Why `error` is not the job's fault, in a few words; None where it is.
 
-    An error raised from another one has that one's excuse, a group of errors needs one for each. So has asyncpg's
-    complaint that a connection is closed, which hides by what it was.
+    An error has the excuse of its cause, a group of errors needs one for each.
     """
     return _excuse(error, ())
 
@@ -46,7 +45,5 @@ def _excuse(error: BaseException, seen: tuple[BaseException, ...]) -> str | None
         return "the database was away" if classify(error, "").transient else None
     if isinstance(error, _REDIS):
         return "Redis was away"
-    before = error.__cause__
-    if isinstance(error, asyncpg.InterfaceError) and "connection is closed" in str(error):
-        before = before or error.__context__
-    return None if before is None else _excuse(before, seen)
+    cause = cause_of(error)
+    return None if cause is None else _excuse(cause, seen)

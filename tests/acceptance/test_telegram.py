@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from config import Settings
+from db.models import Outgoing
+from fleet import open_process, say
+from fleet.outbox import LEASE_S
 from tests.bot_api import OPERATOR, TOKEN, USERNAME, FakeBotApi, open_bot_api
 from tests.conftest import Environ
 from tests.processes import ROOT, Spawned, Spawner
@@ -183,6 +187,26 @@ async def test_ended(pair: Pair) -> None:
     assert await asyncio.to_thread(pair.first.wait) == 0
     await pair.ask(2)
     assert len(pair.api.texts()) == 2
+
+
+async def test_ended_while_it_speaks(spawn: Spawner, telegram: Environ, api: FakeBotApi) -> None:
+    """What a bot was to say when it got SIGTERM another says, in order, long before a lease would be over."""
+    async with open_process(Settings.load("bot", telegram)):
+        first = spawn("bot", environ=telegram)
+        await printed(first, "polls telegram")
+        api.fail("sendMessage", delay_s=PATIENT_S)
+        for text in "abc":
+            await say(f"telegram:{OPERATOR}", text)
+
+        async def taken() -> bool:
+            return await Outgoing.filter(taken=None).count() == 0
+
+        await until(taken, what="it is under way")
+        second = spawn("bot", environ=telegram)
+        await printed(second, "stands by: bot@")
+        first.send(signal.SIGTERM)
+        assert await asyncio.to_thread(first.wait) == 0
+        await until(lambda: api.texts() == ["a", "b", "c"], timeout_s=LEASE_S / 2, what="the other says it")
 
 
 async def test_partitioned(spawn: Spawner, telegram: Environ, api: FakeBotApi) -> None:

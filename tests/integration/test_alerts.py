@@ -15,7 +15,7 @@ from tortoise.exceptions import OperationalError
 from bot.alerts import MOST_UNSAID, STALE_S, Alerts
 from bot.command import Reply
 from bot.conditions import Finding, Kind, Thresholds
-from bot.errors import BotApiRefused
+from bot.errors import BotApiRefused, ChatGone
 from bot.subscribers import subscribe, subscribers
 from bot.unasked import unasked
 from bot.watch import Watch, watching
@@ -143,20 +143,22 @@ async def test_chat_that_nobody_reaches(process: Process) -> None:
 
 
 async def test_chat_that_refuses(process: Process) -> None:
-    """A chat that does not take an alert is unsubscribed; others are told."""
-    for chat in ("telegram:7", "telegram:8"):
+    """A chat that is gone is unsubscribed, one that does not take an alert is not; others are told."""
+    for chat in ("telegram:7", "telegram:8", "telegram:9"):
         await subscribe(chat)
     said = []
 
     async def send(chat: str, reply: Reply) -> None:
         if chat == "telegram:7":
-            raise BotApiRefused("Forbidden: bot was blocked by the user")
+            raise ChatGone("Forbidden: bot was blocked by the user")
+        if chat == "telegram:9":
+            raise BotApiRefused("Bad Request: not enough rights to send text messages to the chat")
         said.append((chat, reply.text))
 
     assert await Alerts(process.database.client).store(finding(holds=True), await now(process))
     async with unasked(process, "telegram", send):
         await until(_all_said)
-    assert await subscribers() == ["telegram:8"]
+    assert await subscribers() == ["telegram:8", "telegram:9"]
     ((chat, text),) = said
     assert chat == "telegram:8"
     assert re.fullmatch(r"Alert at \d\d:\d\d UTC: worker@a:1 is silent\.", text)

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bot.command import Message
-from bot.commands import commands
-from bot.router import Router
-from bot.runner import TOLD
+from bot.runner import build_router
 from bot.subscribers import subscribe, subscribers
 from config import Settings
+from db import migrate
 from db.server import connect
+from fleet.app import load_app
 from fleet.process import Process, open_process
 from tests.proxy import open_proxy
 
@@ -25,8 +25,7 @@ async def process(environ: dict[str, str]) -> AsyncIterator[Process]:
 
 
 async def ask(process: Process, text: str) -> list[str]:
-    router = Router(commands(process), told=TOLD)
-    replies = router.answer(Message(text, sender="ada", chat="ops"))
+    replies = build_router(process).answer(Message(text, sender="ada", chat="ops"))
     return [reply.text async for reply in replies if not reply.progress]
 
 
@@ -79,6 +78,36 @@ async def test_redis_that_goes_away(environ: dict[str, str]) -> None:
             await proxy.start()
             (processes, _) = await ask(process, "/status")
             assert "bot " in processes
+
+
+@pytest.fixture
+async def reminding(environ: dict[str, str]) -> dict[str, str]:
+    """With an app that has commands of its own: /remind stores a row and enqueues a job."""
+    reminding = environ | {"APP": "examples.reminder", "REDIS_SOCKET_TIMEOUT": "1", "DB_POOL_TIMEOUT": "3"}
+    settings = Settings.load("poolctl", reminding)
+    await migrate(settings, apps=load_app(settings).tables)
+    return reminding
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "gone"])
+@pytest.mark.parametrize("server", ["REDIS", "DB"])
+async def test_command_of_an_app_in_an_outage(reminding: dict[str, str], server: str, frozen: bool) -> None:
+    """While Redis or the database is away, a command of an app is one line that names it, too."""
+    async with open_proxy(reminding[f"{server}_HOST"], reminding[f"{server}_PORT"]) as proxy:
+        by_proxy = reminding | {f"{server}_PORT": str(proxy.listens_on), "DB_COMMAND_TIMEOUT": "2"}
+        async with open_process(Settings.load("bot", by_proxy)) as process:
+            if frozen:
+                proxy.deaf = True
+                proxy.freeze()
+            else:
+                await proxy.stop()
+            (failure,) = await ask(process, "/remind 1h tea")
+            proxy.deaf = False
+            proxy.cut()
+    who = f"Redis at default@127.0.0.1:{proxy.listens_on}/0 does not answer (" if server == "REDIS" else "postgres@"
+    assert failure.startswith(f"/remind failed: {who}")
+    assert f"@127.0.0.1:{proxy.listens_on}/" in failure
+    assert "\n" not in failure
 
 
 async def test_role_that_sees_no_states(environ: dict[str, str]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from bot.command import Message, Reply
-from bot.commands import commands
 from bot.explain_command import NO_SUGGESTIONS
 from bot.markup import messages
-from bot.router import Router
-from bot.runner import TOLD
+from bot.runner import build_router
 from config import Settings
+from db.explain import SPARE_S, STATEMENT_TIMEOUT_S
 from db.server import connect
 from fleet.dead_letters import read_dead
 from fleet.jobs import enqueue
@@ -35,8 +35,8 @@ async def process(environ: Environ) -> AsyncIterator[Process]:
 
 
 async def replies(process: Process, text: str) -> list[Reply]:
-    router = Router(commands(process), told=TOLD)
-    return [reply async for reply in router.answer(Message(text, sender="ada", chat="ops")) if not reply.progress]
+    answer = build_router(process).answer(Message(text, sender="ada", chat="ops"))
+    return [reply async for reply in answer if not reply.progress]
 
 
 async def test_explain(process: Process, environ: Environ) -> None:
@@ -95,6 +95,25 @@ async def test_explain_without_a_database(environ: Environ) -> None:
             (reply,) = await replies(process, "/explain SELECT 1")
     assert reply.text.startswith(f"/explain failed: postgres@127.0.0.1:{proxy.listens_on}/")
     assert "\n" not in reply.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre_ping", ["true", "false"])
+async def test_explain_with_a_silent_database(environ: Environ, pre_ping: str) -> None:
+    """A database that says nothing any more is one line that names it, long before the command's deadline."""
+    async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:
+        by_proxy = environ | {"DB_PORT": str(proxy.listens_on), "DB_POOL_PRE_PING": pre_ping}
+        async with open_process(Settings.load("bot", by_proxy)) as process:
+            proxy.deaf = True
+            proxy.freeze()
+            began = time.monotonic()
+            (reply,) = await replies(process, "/explain SELECT 1")
+            took_s = time.monotonic() - began
+            proxy.deaf = False
+            proxy.cut()
+    assert reply.text.startswith(f"/explain failed: postgres@127.0.0.1:{proxy.listens_on}/")
+    assert f"within {STATEMENT_TIMEOUT_S + SPARE_S:g} s" in reply.text
+    assert took_s < 2 * (STATEMENT_TIMEOUT_S + SPARE_S)
 
 
 async def test_jobs_of_an_idle_queue(process: Process) -> None:

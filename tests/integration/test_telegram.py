@@ -9,9 +9,11 @@ from contextlib import suppress
 import pytest
 
 from bot.command import Command, Reply, Request
+from bot.delivery import TRIES
 from bot.errors import TokenRefused, TransportRefused
 from bot.progress import EVERY_S
 from bot.router import AT_ONCE, Router
+from bot.subscribers import subscribe, subscribers
 from bot.telegram import Telegram
 from config import Settings
 from db.models import Outgoing
@@ -335,14 +337,135 @@ async def test_edit_of_a_message_that_is_gone(api: FakeBotApi, bot: Running, com
 async def test_chat_that_is_none(api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture) -> None:
     """What is said in a chat that telegram cannot have is left out with a line in the log, not tried for ever."""
 
-    async def emptied() -> bool:
-        return await Outgoing.all().count() == 0
-
     await say("telegram:x", "to nobody")
     await say(f"telegram:{OPERATOR}", "hello")
-    await until(emptied, timeout_s=PATIENT_S, what="both are gone")
+    await until(said, timeout_s=PATIENT_S, what="both are gone")
     assert api.texts() == ["hello"]
     assert "left out: 'x' is no chat of telegram" in caplog.text
+
+
+UPGRADED = "Bad Request: group chat was upgraded to a supergroup chat"
+
+
+async def said() -> bool:
+    return await Outgoing.all().count() == 0
+
+
+async def test_group_that_is_upgraded(api: FakeBotApi, bot: Running) -> None:
+    """What is to be said in a group that was upgraded is said in the one that it is now, and so are its alerts."""
+    await subscribe("telegram:-55")
+    api.refuse(-55, 400, UPGRADED, migrate_to_chat_id=-100777)
+    await say("telegram:-55", "hello")
+    await until(said, timeout_s=PATIENT_S)
+    assert api.texts(-100777) == ["hello"]
+    assert await subscribers() == ["telegram:-100777"]
+
+
+async def test_group_that_is_upgraded_to_a_subscriber(api: FakeBotApi, bot: Running) -> None:
+    """A group of which both the old and the new number get alerts gets them once."""
+    for chat in ("telegram:-55", "telegram:-100777"):
+        await subscribe(chat)
+    api.refuse(-55, 400, UPGRADED, migrate_to_chat_id=-100777)
+    await say("telegram:-55", "hello")
+    await until(said, timeout_s=PATIENT_S)
+    assert await subscribers() == ["telegram:-100777"]
+
+
+async def test_group_that_is_upgraded_to_itself(
+    api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that sends a message round in circles does not keep the bot busy."""
+    api.refuse(-55, 400, UPGRADED, migrate_to_chat_id=-55)
+    await say("telegram:-55", "hello")
+    await until(said, timeout_s=PATIENT_S)
+    assert len(api.called("sendMessage")) == 2
+    assert "chat telegram:-55 does not take what was to be said, left out" in caplog.text
+
+
+async def test_answer_in_a_group_that_is_upgraded(api: FakeBotApi, bot: Running, commands: Commands) -> None:
+    """A command that was sent in a group is answered in the one that it is now."""
+    api.write("/wait x", chat=-55, kind="group")
+    await shows(api, "waiting", chat=-55)
+    api.refuse(-55, 400, UPGRADED, migrate_to_chat_id=-100777)
+    commands.go_on.set()
+    await shows(api, "waited x", chat=-100777)
+
+
+@pytest.mark.parametrize(
+    ("status", "description", "stays"),
+    [
+        (403, "Forbidden: bot was blocked by the user", False),
+        (403, "Forbidden: bot was kicked from the supergroup chat", False),
+        (403, "Forbidden: user is deactivated", False),
+        (400, "Bad Request: chat not found", False),
+        (400, "Bad Request: group chat was deactivated", False),
+        (400, "Bad Request: not enough rights to send text messages to the chat", True),
+        (400, "Bad Request: message is too long", True),
+    ],
+)
+async def test_what_a_chat_refuses(
+    api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture, status: int, description: str, stays: bool
+) -> None:
+    """A chat that is gone is unsubscribed; one that refuses a message stays, and hears the next one."""
+    await subscribe("telegram:-55")
+    api.refuse(-55, status, description)
+    await say("telegram:-55", "refused")
+    await until(said, timeout_s=PATIENT_S)
+    api.refusals.clear()
+    await say("telegram:-55", "next")
+    await until(said, timeout_s=PATIENT_S)
+    assert api.texts(-55) == ["next"]
+    assert f"chat telegram:-55 does not take what was to be said, left out: {description}" in caplog.text
+    assert await subscribers() == (["telegram:-55"] if stays else [])
+    assert ("chat telegram:-55 gets no alerts any more" in caplog.text) is not stays
+
+
+@pytest.mark.parametrize("status", [404, 413, 418])
+async def test_unclear_answer(api: FakeBotApi, bot: Running, status: int) -> None:
+    """What is answered by a status that says nothing of chat or message is tried again, and the chat stays."""
+    await subscribe("telegram:-55")
+    api.fail("sendMessage", status=status, times=2)
+    await say("telegram:-55", "hello")
+    await until(said, timeout_s=PATIENT_S)
+    assert api.texts(-55) == ["hello"]
+    assert await subscribers() == ["telegram:-55"]
+
+
+async def test_unclear_answer_for_ever(api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """What is never answered clearly is left out after about a minute, and the chat stays."""
+    await subscribe("telegram:-55")
+    api.refuse(-55, 404, "Not Found")
+    await say("telegram:-55", "hello")
+    await until(said, timeout_s=3 * PATIENT_S)
+    assert len(api.called("sendMessage")) == TRIES
+    assert "chat telegram:-55 does not take what was to be said, left out" in caplog.text
+    assert await subscribers() == ["telegram:-55"]
+
+
+async def test_many_chats_in_a_flood(api: FakeBotApi, bot: Running) -> None:
+    """While many chats wait for their flood limit, another hears its own at once."""
+    for chat in range(-330, -300):
+        api.refuse(chat, 429, "Too Many Requests: retry after 300", retry_after=300)
+        await Outgoing.bulk_create([Outgoing(chat=f"telegram:{chat}", text=str(number)) for number in range(5)])
+    await until(lambda: len(api.called("sendMessage")) == 30, timeout_s=PATIENT_S)
+    await say(f"telegram:{OPERATOR}", "hello")
+    await shows(api, "hello")
+    assert len(api.called("sendMessage")) == 31
+
+
+async def test_long_flood(api: FakeBotApi, bot: Running, commands: Commands, caplog: pytest.LogCaptureFixture) -> None:
+    """A flood limit of an hour is logged once; answers are given up at once, and commands run on."""
+    api.fail("sendMessage", status=429, retry_after_s=3600)
+    api.write("/wait x")
+    await until(lambda: f"chat {OPERATOR}: " in caplog.text, timeout_s=PATIENT_S, what="the limit is told")
+    commands.go_on.set()
+    for number in range(2 * AT_ONCE):
+        await until(lambda number=number: len(commands.runs) == number + 1, timeout_s=PATIENT_S)
+        api.write(f"/echo {number}")
+    await until(lambda: caplog.text.count("an answer was not delivered") == 2 * AT_ONCE + 1, timeout_s=PATIENT_S)
+    assert sum(f"chat {OPERATOR}: " in record.getMessage() for record in caplog.records) == 1
+    assert "asks to wait for 3600 s" in caplog.text
+    assert api.violations == []
 
 
 async def test_chat_that_refuses(api: FakeBotApi, bot: Running, caplog: pytest.LogCaptureFixture) -> None:
