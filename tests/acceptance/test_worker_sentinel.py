@@ -83,7 +83,7 @@ async def test_a_failover_is_followed(environ: dict[str, str], spawn: Spawner, w
             jobs = await put_work(queue, running, 14)
             await fleet.started(*running)
             jobs += await put_work(queue, waiting, 0.1)
-            assert await queue.execute_command("WAIT", 1, 5000) == 1  # the replica has heard of them
+            await until(lambda: queue.execute_command("WAIT", 1, 500), what="the replica has heard of them")
         if how == "killed":
             watched.master.kill()
         elif how == "frozen":
