@@ -74,7 +74,7 @@ def test_connections(spawn: Spawner, console: dict[str, str]) -> None:
     done = spawn.run("bot", environ=console, stdin="/connections\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == ["application", "state", "connections"]
-    assert re.search(r"^bot@\S+ +active +1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^bot@\S+ +active +[1-9]$", done.stdout, re.MULTILINE)  # its watch may be at work, too
 
 
 def test_exercise(spawn: Spawner, console: dict[str, str], worker: Spawned) -> None:
