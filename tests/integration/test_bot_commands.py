@@ -160,6 +160,7 @@ async def test_subscribe_many_times_at_once(environ: dict[str, str]) -> None:
         assert await subscribers() == ["telegram:8"]
 
 
+@pytest.mark.slow
 async def test_subscribe_without_a_database(environ: dict[str, str]) -> None:
     """While the database is away, /subscribe is one line that names it."""
     async with open_proxy(environ["DB_HOST"], environ["DB_PORT"]) as proxy:

@@ -106,6 +106,7 @@ async def test_a_query_after_closing_is_refused(environ: Environ) -> None:
     assert await connections(environ, settings.db.application_name) == 0
 
 
+@pytest.mark.slow
 async def test_closing_does_not_wait_for_ever(environ: Environ, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that is never given back is cut off, and giving it back late is harmless."""
     settings = Settings.load("worker", environ)

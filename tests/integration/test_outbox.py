@@ -199,6 +199,7 @@ async def test_a_chat_that_waits_keeps_no_other_waiting(process: Process) -> Non
     assert chats.most_under_way == 1
 
 
+@pytest.mark.slow
 async def test_a_chat_with_much_to_hear_keeps_no_other_waiting(process: Process) -> None:
     """While a chat has more to hear than a bot takes at once, another hears its own."""
     chats = Chats()
@@ -208,6 +209,7 @@ async def test_a_chat_with_much_to_hear_keeps_no_other_waiting(process: Process)
         await until(lambda: chats.heard == [("telegram:1", "x")], what="the other chat has heard")
 
 
+@pytest.mark.slow
 async def test_many_chats_that_wait_keep_no_other_waiting(process: Process) -> None:
     """While a hundred chats wait, another hears its own at once; what a bot takes at most is bounded all the same."""
     chats = Chats()
@@ -264,6 +266,7 @@ async def test_an_unclear_answer_is_left_out(process: Process, caplog: pytest.Lo
     assert "chat telegram:1 does not take what was to be said, left out: Not Found" in caplog.text
 
 
+@pytest.mark.slow
 async def test_what_could_not_be_said_is_said_soon(process: Process, caplog: pytest.LogCaptureFixture) -> None:
     """While the chat's server is away things stay; they are said in order, long before a lease would be over."""
     chats = Chats()
@@ -292,6 +295,7 @@ async def test_what_one_bot_cannot_say_another_does(process: Process, caplog: py
     assert well.heard == [("telegram:1", text) for text in "abc"]
 
 
+@pytest.mark.slow
 async def test_a_chat_rests_for_a_long_flood(process: Process, caplog: pytest.LogCaptureFixture) -> None:
     """What meets a flood limit of an hour is given back, and not tried again before that is over."""
     chats = Chats()
@@ -343,6 +347,7 @@ async def test_the_end_waits_for_what_is_under_way(process: Process) -> None:
     assert await emptied()
 
 
+@pytest.mark.slow
 async def test_the_end_does_not_wait_for_ever(process: Process) -> None:
     """What a bot that ends cannot say in time the next one says, in order, and at once."""
     chats = Chats()

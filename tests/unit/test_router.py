@@ -228,6 +228,7 @@ def single(name: str, run: Handler, deadline_s: float = 60.0) -> Router:
     return Router([Command(name, "is tested", run, deadline_s=deadline_s)])
 
 
+@pytest.mark.slow
 async def test_slow_command_shows_that_it_works() -> None:
     """A command that says nothing for a while shows progress within 2 s, at its start and after each reply, once."""
 
@@ -264,6 +265,7 @@ async def test_command_that_hangs_is_ended(caplog: pytest.LogCaptureFixture) -> 
     assert "wait_for_nothing" in caplog.text
 
 
+@pytest.mark.slow
 async def test_command_that_cannot_be_ended_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     """A command that swallows its cancellation is answered for all the same, and the log names it."""
     released = asyncio.Event()
