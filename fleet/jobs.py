@@ -108,6 +108,7 @@ class Job(Generic[A, R]):
     retry_on_timeout: bool = False
     backoff: Backoff = BACKOFF  # between its tries
     result_kept_s: float = RESULT_KEPT_S  # 0: not at all
+    dead_kept: bool = True  # among the dead, where it ends without success; False where nobody would try it again
     # Of jobs with equal keys only one waits or runs at a time; enqueueing another gives that one.
     unique_key: Callable[[A], str] | None = None
 
@@ -130,8 +131,8 @@ class Job(Generic[A, R]):
 
 EXERCISE_POOL = Job("exercise_pool", ExercisePool, ExerciseResult)
 EXPLAIN_QUERY = Job("explain_query", ExplainQuery, ExplainResult, timeout_s=60.0)
-SAMPLE_CONNECTIONS = Job("sample_connections", NoArguments, int, timeout_s=25.0)  # connections that the server has
-PRUNE_SAMPLES = Job("prune_samples", NoArguments, int)  # samples deleted
+SAMPLE_CONNECTIONS = Job("sample_connections", NoArguments, int, timeout_s=25.0, dead_kept=False)  # connections
+PRUNE_SAMPLES = Job("prune_samples", NoArguments, int, dead_kept=False)  # samples deleted
 OWN_JOBS: tuple[Job[Any, Any], ...] = (EXERCISE_POOL, EXPLAIN_QUERY, SAMPLE_CONNECTIONS, PRUNE_SAMPLES)
 
 

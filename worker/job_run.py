@@ -249,9 +249,12 @@ class JobRun:
         match verdict:
             case Done():
                 logger.info("%s is done, %.2f s", self.name, took_s)
-            case Failed(error, buried=True):
-                # Its whole traceback is with the dead job.
-                logger.error("%s is dead, %.2f s: %s: %s", self.name, took_s, type(error).__name__, reason(error))
+            case Failed(JobAborted()):
+                pass  # that was said when it was
+            case Failed(error, buried):
+                # Its whole traceback is with its result, and with the dead job.
+                what = "is dead" if buried else "failed"
+                logger.error("%s %s, %.2f s: %s: %s", self.name, what, took_s, type(error).__name__, reason(error))
             case Again(_, _, None):
                 logger.info("%s goes back to the queue, this worker ends", self.name)
             case Again(after_s, counts, why):
@@ -262,8 +265,6 @@ class JobRun:
                     why,
                     ", not counted" * (counts == "excused"),
                 )
-            case _:
-                pass
 
 
 async def _called(code: Callable[[Any], Awaitable[Any]], argument: Any) -> Any:

@@ -79,7 +79,7 @@ def verdict_on(error: Exception, job: Job[Any, Any], limits: Limits, *, tries: i
     if why is not None and excused < limits.excused:
         return Again(EXCUSED_BACKOFF.pause_s(excused + 1), "excused", why)
     if tries >= (limits.tries if job.tries is None else job.tries):
-        return Failed(error)
+        return Failed(error, job.dead_kept)
     pause_s = job.backoff.pause_s(tries)
     if isinstance(error, Retry):
         return Again(pause_s if error.defer_score is None else error.defer_score / 1000, "counted", "it asked for it")
@@ -87,4 +87,4 @@ def verdict_on(error: Exception, job: Job[Any, Any], limits: Limits, *, tries: i
         return Again(pause_s, "counted", str(error))
     if isinstance(error, job.retry_on):
         return Again(pause_s, "counted", type(error).__name__)
-    return Failed(error)
+    return Failed(error, job.dead_kept)

@@ -22,6 +22,13 @@ def test_an_error_ends_a_job() -> None:
     assert verdict_on(error, job(), LIMITS, tries=1, excused=0) == Failed(error, buried=True)
 
 
+def test_a_job_that_nobody_would_try_again() -> None:
+    """By its contract it is not kept among the dead, at its last try either."""
+    contract = job(dead_kept=False, retry_on=(ValueError,))
+    for error, tries in ((KeyError("no"), 1), (ValueError("no"), LIMITS.tries)):
+        assert verdict_on(error, contract, LIMITS, tries=tries, excused=0) == Failed(error, buried=False)
+
+
 def test_an_error_of_the_contract_is_tried_again() -> None:
     """After an error that its contract names, a job is tried again with its own backoff, and this try counts."""
     contract = job(retry_on=(ValueError,))
