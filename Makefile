@@ -15,8 +15,9 @@ help: ## this list
 demo: $(VENV)/demo.stamp ## a whole fleet on servers of its own: 3 workers, 1 bot, 300 jobs
 	LOG_LEVEL=$${LOG_LEVEL:-WARNING} $(BIN)/poolctl up --workers 3 --bots 1 --exercise 300 --once
 
+# Three processes on two cores: the tests wait for their servers much of the time.
 test: $(VENV)/dev.stamp ## the fast tests, on real servers of their own
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not e2e"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not e2e"
 
 test-slow: $(VENV)/dev.stamp ## the tests that take long, about 20 minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "slow and not e2e"
