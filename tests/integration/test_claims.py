@@ -97,7 +97,7 @@ async def test_a_lease_that_is_renewed_lasts(queue: ArqRedis) -> None:
         await mine.renew({claim.id: claim.mark})
         await other.renew({})
         assert (await other.claim(1)).claims == ()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # between two heartbeats, while the lease would run out
     silent = time.monotonic()
     orphan = await until(lambda: _claimed(other, beat=True), timeout_s=5)
     assert LEASE_S * 0.9 < time.monotonic() - silent < LEASE_S + 1
@@ -238,7 +238,7 @@ async def test_after_an_outage_owners_come_first(queue: ArqRedis) -> None:
     assert [found.name for found in look.claims] == [new.job_id]
     assert look.left == 1
     assert await mine.renew({claim.id: claim.mark}) == await mine.renew({claim.id: claim.mark})
-    await asyncio.sleep(1.5 * LEASE_S / 4)
+    await asyncio.sleep(1.5 * LEASE_S / 4)  # until holding back is over, of which there is no sign here
     assert (await other.claim(5)).claims == ()
     assert await mine.finish(claim, b"{}", kept_s=10, failed=False)
 
