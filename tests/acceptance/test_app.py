@@ -223,6 +223,41 @@ def test_commands_that_cannot_be(spawn: Spawner, environ: Environ, tmp_path: Pat
     assert f"APP=shop: {told}" in done.stderr.splitlines()[-1]
 
 
+CLOCK = """
+import logging
+
+from fleet import App, Hooks, Job, JobCode, NoArguments, Scheduled, Times
+
+TICK = Job("tick", NoArguments, int)
+log = logging.getLogger("clock")
+
+
+async def tick(process, arguments):
+    log.info("tick runs")
+    return 0
+
+
+async def before(job_id):
+    log.info("before %s", job_id)
+
+
+app = App(
+    "clock",
+    jobs=[JobCode(TICK, tick)],
+    scheduled=[Scheduled(TICK, NoArguments(), Times(second=None))],
+    hooks=Hooks(before=before),
+)
+"""
+
+
+def test_certain_times_and_hooks(spawn: Spawner, environ: Environ, tmp_path: Path) -> None:
+    """A worker runs what the app schedules, and calls its hooks."""
+    (tmp_path / "clock.py").write_text(CLOCK)
+    worker = spawn("worker", environ=environ | {"APP": "clock", "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    worker.wait_for("before tick:", timeout_s=60)
+    worker.wait_for("tick runs", timeout_s=60)
+
+
 def test_behind(spawn: Spawner, environ: Environ) -> None:
     """Where the app's migration is missing, no process starts, and `poolctl check` says so: exit code 3."""
     for command in (("worker",), ("bot",), ("poolctl", "check")):
